@@ -42,6 +42,8 @@ pub struct Eni {
     pub role: EniRole,
     /// What kind of device it is.
     pub kind: EniKind,
+    /// Whether its tags let us use and change it; one that is not ours still takes its slot.
+    pub is_managed: bool,
     /// The subnet it lies in.
     pub subnet: SubnetId,
     /// The IPv4 block of that subnet.

@@ -1,0 +1,265 @@
+//! The pool: which addresses this node holds, who has them, and what to ask of EC2 next.
+//!
+//! A pure state machine. It knows no clock, no socket and no async runtime: time comes in as
+//! `now`, facts come in as values, and what should happen goes out as values. One task owns it
+//! and feeds it (`pool_task`); tests step it by hand.
+//!
+//! - [`Pool::request`] and [`Pool::release`] are a pod's ADD and DEL.
+//! - [`Pool::plan`] says what to ask of EC2 and of the host now; [`Pool::finish`] takes the outcome.
+//! - [`Pool::settle`] answers the pods that were waiting.
+//! - [`Pool::restore`], [`Pool::observe`] and [`Pool::witness`] take in the three witnesses: the
+//!   state file, EC2 and the kernel.
+
+mod book;
+mod explain;
+mod plan;
+mod restore;
+mod settings;
+mod shrink;
+mod step;
+#[cfg(test)]
+mod tests;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use vpc::{EniId, EniSlot, PodKey, PodName, RouteTable};
+
+pub(crate) use book::{AddressView, EniPhase, EniView, QuarantineReason};
+pub(crate) use explain::{Reason, Refusal};
+pub(crate) use restore::{Journal, KernelView, RestoreNote};
+pub(crate) use settings::{Settings, WarmTargets};
+pub(crate) use step::{FailureClass, Outcome, Step, StepFailure, StepId};
+pub(crate) use wait::WaiterId;
+
+use book::Book;
+use explain::LastFailures;
+use step::Running;
+use wait::Waiters;
+
+/// An address in a pod's hands, as the state file records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Allocation {
+    pub(crate) key: PodKey,
+    pub(crate) pod: PodName,
+    pub(crate) address: Ipv4Addr,
+    /// Wall-clock time of the assignment, in nanoseconds since 1970.
+    pub(crate) assigned_unix_ns: i64,
+}
+
+/// What a pod is told of its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    pub(crate) address: Ipv4Addr,
+    /// The ENI that carries it; unknown for an address restored before its ENI was seen.
+    pub(crate) eni: Option<EniId>,
+    pub(crate) slot: EniSlot,
+    pub(crate) table: RouteTable,
+    /// Whether this call made the assignment; a repeated ADD finds the one of the first.
+    pub(crate) is_new: bool,
+}
+
+/// What a pod gave back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Released {
+    pub(crate) allocation: Allocation,
+    pub(crate) slot: EniSlot,
+    pub(crate) table: RouteTable,
+}
+
+/// The key holds nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("datastore: unknown pod")]
+pub(crate) struct UnknownPod;
+
+/// What became of a request at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Assigned(Assignment),
+    /// An address can come; [`Pool::settle`] answers later.
+    Parked(WaiterId),
+    Refused(Refusal),
+}
+
+/// One pod's wish for an address.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) key: PodKey,
+    pub(crate) pod: PodName,
+    /// Until when the pod may wait.
+    pub(crate) deadline: Instant,
+    /// Wall-clock time for the state file, in nanoseconds since 1970.
+    pub(crate) unix_ns: i64,
+}
+
+/// How many addresses are in which state, over all ENIs that serve pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Stats {
+    /// ENIs attached, the primary included.
+    pub(crate) enis: u32,
+    /// Addresses held, in every state.
+    pub(crate) total: u32,
+    pub(crate) assigned: u32,
+    pub(crate) cooling: u32,
+    pub(crate) quarantined: u32,
+    /// Ready for a pod now.
+    pub(crate) free: u32,
+    /// On ENIs that the host has not set up yet.
+    pub(crate) setting_up: u32,
+    /// Pods that wait for an address.
+    pub(crate) waiting: u32,
+}
+
+/// The pool of one node.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    settings: Settings,
+    book: Book,
+    waiters: Waiters,
+    running: Running,
+    failures: LastFailures,
+    /// Since when the node has held more than it wants; shrinking waits for this to last.
+    surplus_since: Option<Instant>,
+    /// A mutating call ended without a clear answer; EC2 is read before anything else is asked.
+    needs_inventory: bool,
+}
+
+impl Pool {
+    /// An empty pool; [`Pool::observe`] and then [`Pool::restore`] fill it.
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            book: Book::default(),
+            waiters: Waiters::default(),
+            running: Running::default(),
+            failures: LastFailures::default(),
+            surplus_since: None,
+            needs_inventory: false,
+        }
+    }
+
+    /// An address for a pod: the one its key already holds, a free one, a place in the queue,
+    /// or the reason why none can come before the request's deadline.
+    pub(crate) fn request(&mut self, request: Request, now: Instant) -> Answer {
+        self.book.expire_cooling(now);
+        if let Some(assignment) = self.book.assignment_of(&request.key) {
+            return Answer::Assigned(assignment);
+        }
+        if self.book.is_pinned(&request.key) {
+            // The pod has an address, but which ENI carries it only EC2 can tell.
+            self.needs_inventory = true;
+            return Answer::Parked(self.waiters.park(request));
+        }
+        if self.waiters.is_empty()
+            && let Some(assignment) = self.book.assign(&request)
+        {
+            return Answer::Assigned(assignment);
+        }
+        match self.refusal(self.waiters.ahead_of(&request.key), request.deadline, now) {
+            Some(refusal) => Answer::Refused(refusal),
+            None => Answer::Parked(self.waiters.park(request)),
+        }
+    }
+
+    /// Answers every waiting pod that can be answered now, first come first served: with an
+    /// address, or with the reason once its deadline has passed or nothing can come any more.
+    ///
+    /// To be called after anything that changed the pool and when [`Pool::next_wake`] is due.
+    pub(crate) fn settle(&mut self, now: Instant) -> Vec<(WaiterId, Result<Assignment, Refusal>)> {
+        self.book.expire_cooling(now);
+        let mut answers = Vec::new();
+        let mut ahead = 0;
+        for (id, request) in self.waiters.in_order() {
+            if let Some(assignment) =
+                self.book.assignment_of(&request.key).or_else(|| self.book.assign(&request))
+            {
+                self.waiters.remove(id);
+                answers.push((id, Ok(assignment)));
+            } else if now >= request.deadline {
+                let refusal = self.timed_out(now);
+                self.waiters.remove(id);
+                answers.push((id, Err(refusal)));
+            } else if self.book.is_pinned(&request.key) {
+                // It takes nothing from those behind it.
+            } else if let Some(refusal) = self.refusal(ahead, request.deadline, now) {
+                self.waiters.remove(id);
+                answers.push((id, Err(refusal)));
+            } else {
+                ahead += 1;
+            }
+        }
+        answers
+    }
+
+    /// Drops a waiting pod whose caller has gone.
+    pub(crate) fn abandon(&mut self, waiter: WaiterId) {
+        self.waiters.remove(waiter);
+    }
+
+    /// Takes a pod's address back; it rests for the cooldown before the next pod gets it.
+    ///
+    /// # Errors
+    /// [`UnknownPod`] if the key holds nothing. A waiting request of that key is dropped too.
+    pub(crate) fn release(&mut self, key: &PodKey, now: Instant) -> Result<Released, UnknownPod> {
+        self.waiters.remove_key(key);
+        self.book.release(key, now + self.settings.cooldown).ok_or(UnknownPod)
+    }
+
+    /// Undoes an assignment whose record could not be made durable; nobody has heard of it.
+    pub(crate) fn undo_request(&mut self, key: &PodKey) {
+        self.book.take_back(key);
+    }
+
+    /// Undoes a release whose record could not be made durable: the pod keeps its address.
+    pub(crate) fn undo_release(&mut self, released: Released) {
+        self.book.give_back(released.allocation);
+    }
+
+    /// Every address in a pod's hands, in address order; what the state file holds.
+    pub(crate) fn allocations(&self) -> Vec<Allocation> {
+        self.book.allocations()
+    }
+
+    /// The addresses that rest, each with the time until which it does.
+    pub(crate) fn cooling(&self) -> Vec<(Ipv4Addr, Instant)> {
+        self.book.cooling()
+    }
+
+    /// The addresses that are held back because witnesses disagree, with the reason.
+    pub(crate) fn quarantined(&self) -> Vec<(Ipv4Addr, QuarantineReason)> {
+        self.book.quarantined()
+    }
+
+    /// Counts by state.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { waiting: self.waiters.len(), ..self.book.stats() }
+    }
+
+    /// Every ENI with its addresses, for introspection and logs.
+    pub(crate) fn enis(&self) -> Vec<EniView> {
+        self.book.views()
+    }
+
+    /// When [`Pool::settle`] and [`Pool::plan`] next have something to do without any other
+    /// event: a deadline, the end of a cooldown or a back-off, the end of the shrink delay.
+    pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let surplus = self.surplus_since.map(|since| since + self.settings.shrink_delay);
+        [
+            self.waiters.next_deadline(),
+            self.book.next_cooled(),
+            self.failures.next_retry(now),
+            surplus.map(|due| due.max(self.book.next_removable(now))),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|due| *due > now)
+        .min()
+    }
+
+    /// The steps under way, with their ids.
+    pub(crate) fn running(&self) -> &BTreeMap<StepId, Step> {
+        self.running.steps()
+    }
+}

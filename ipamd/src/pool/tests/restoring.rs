@@ -1,0 +1,173 @@
+//! The state file, EC2 and the kernel held against each other.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use vpc::{PodName, RouteTable, host_veth};
+
+use super::super::*;
+use super::world::*;
+
+fn allocation(pod: &str, last: u8) -> Allocation {
+    Allocation { key: key(pod), pod: PodName::new("default", pod), address: address(last), assigned_unix_ns: i64::from(last) }
+}
+
+fn journal(allocations: Vec<Allocation>) -> Journal {
+    Journal { allocations, ..Journal::default() }
+}
+
+/// A kernel in which these addresses are routed and ruled, each through its pod's link.
+fn kernel(pods: &[(&str, u8)]) -> KernelView {
+    let addresses: BTreeSet<Ipv4Addr> = pods.iter().map(|(_, last)| address(*last)).collect();
+    KernelView {
+        routed: addresses.clone(),
+        ruled: addresses,
+        links: pods.iter().map(|(pod, _)| host_veth("eni", &PodName::new("default", pod), 0)).collect(),
+    }
+}
+
+#[test]
+fn a_pod_that_the_kernel_knows_keeps_its_address() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1, 2, 3])]);
+
+    let notes = world.pool.restore(journal(vec![allocation("a", 2)]), &kernel(&[("a", 2)]), world.now);
+
+    assert_eq!(notes, []);
+    assert_eq!(world.added("a"), address(2));
+}
+
+#[test]
+fn a_pod_whose_link_alone_is_left_keeps_its_address() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    let links = kernel(&[("a", 1)]).links;
+
+    world.pool.restore(journal(vec![allocation("a", 1)]), &KernelView { links, ..KernelView::default() }, world.now);
+
+    assert_eq!(world.added("a"), address(1));
+}
+
+#[test]
+fn a_pod_that_went_meanwhile_frees_its_address_into_a_cooldown() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+
+    let notes = world.pool.restore(journal(vec![allocation("a", 1)]), &KernelView::default(), world.now);
+
+    assert!(matches!(notes[0], RestoreNote::Freed { .. }));
+    assert_eq!(world.pool.cooling(), [(address(1), world.now + 30 * SECOND)]);
+}
+
+#[test]
+fn an_address_that_ec2_does_not_show_stays_pinned_until_its_pod_goes() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+
+    let notes = world.pool.restore(journal(vec![allocation("a", 77)]), &kernel(&[("a", 77)]), world.now);
+
+    assert!(matches!(notes[0], RestoreNote::Pinned { .. }));
+    assert_eq!(world.pool.allocations(), [allocation("a", 77)]);
+    let released = world.pool.release(&key("a"), world.now).unwrap();
+    assert_eq!((released.allocation.address, released.table), (address(77), RouteTable(0)));
+    assert!(world.pool.allocations().is_empty());
+}
+
+#[test]
+fn a_pinned_address_moves_to_its_eni_when_ec2_shows_it() {
+    let mut world = World::new(settings(2, 3), vec![eni(0, &[1])]);
+    world.pool.restore(journal(vec![allocation("a", 11)]), &kernel(&[("a", 11)]), world.now);
+    assert!(matches!(world.add("a"), Answer::Parked(_)), "its table is not known yet");
+
+    world.pool.observe(vec![eni(0, &[1]), eni(1, &[11, 12])], world.now);
+    let answers = world.pool.settle(world.now);
+
+    let assignment = answers[0].1.as_ref().unwrap();
+    assert_eq!((assignment.address, assignment.table, assignment.is_new), (address(11), RouteTable(2), false));
+}
+
+#[test]
+fn an_address_that_only_the_kernel_knows_is_held_back_until_it_no_longer_does() {
+    let mut world = World::new(settings(1, 1), vec![eni(0, &[1])]);
+
+    world.pool.restore(Journal::default(), &kernel(&[("stranger", 1)]), world.now);
+    assert!(matches!(world.add("a"), Answer::Refused(Refusal { reason: Reason::Quarantined, .. })));
+
+    let notes = world.pool.witness(&KernelView::default(), world.now);
+    assert_eq!(notes, [RestoreNote::Cleared { address: address(1) }]);
+    world.pass(31 * SECOND);
+    assert_eq!(world.added("a"), address(1));
+}
+
+#[test]
+fn a_rule_without_a_link_is_named_for_removal() {
+    let mut world = World::new(settings(1, 1), vec![eni(0, &[1])]);
+    let ruled = KernelView { ruled: [address(1)].into(), ..KernelView::default() };
+
+    let notes = world.pool.restore(Journal::default(), &ruled, world.now);
+
+    assert_eq!(notes, [RestoreNote::StaleRule { address: address(1) }]);
+    assert_eq!(world.pool.stats().quarantined, 1);
+}
+
+#[test]
+fn of_two_records_of_one_address_the_one_with_a_link_counts() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    let mut impostor = allocation("b", 1);
+    impostor.assigned_unix_ns = 99;
+
+    let notes = world.pool.restore(journal(vec![impostor, allocation("a", 1)]), &kernel(&[("a", 1)]), world.now);
+
+    assert_eq!(notes, [RestoreNote::Contested { address: address(1), key: key("b") }]);
+    assert_eq!(world.pool.allocations(), [allocation("a", 1)]);
+}
+
+#[test]
+fn of_two_addresses_of_one_pod_the_other_is_held_back() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1, 2])]);
+    let mut older = allocation("a", 1);
+    older.assigned_unix_ns = 0;
+
+    world.pool.restore(journal(vec![older, allocation("a", 2)]), &kernel(&[("a", 1), ("a", 2)]), world.now);
+
+    assert_eq!(world.added("a"), address(2));
+    assert_eq!(world.pool.quarantined(), [(address(1), QuarantineReason::ContestedRecord)]);
+}
+
+#[test]
+fn a_cooldown_goes_on_where_it_was() {
+    let mut world = World::new(settings(1, 1), vec![eni(0, &[1])]);
+    let until = world.now + 25 * SECOND;
+    let journal = Journal { cooling: vec![(address(1), until)], ..Journal::default() };
+
+    world.pool.restore(journal, &KernelView::default(), world.now);
+
+    assert!(matches!(world.add("a"), Answer::Refused(_)), "its deadline is before the end of the cooldown");
+    world.pass(25 * SECOND);
+    assert_eq!(world.added("a"), address(1));
+}
+
+#[test]
+fn an_eni_that_vanishes_takes_no_pods_address_with_it() {
+    let mut world = World::new(settings(2, 2), vec![eni(0, &[]), eni(1, &[11, 12])]);
+    world.run();
+    world.added("a");
+    world.added("b");
+    let held = world.pool.allocations();
+
+    world.pool.observe(vec![eni(0, &[])], world.now);
+
+    assert!(held.iter().all(|allocation| world.pool.allocations().contains(allocation)));
+}
+
+#[test]
+fn an_address_out_of_a_prefix_stays_with_its_pod_and_is_not_given_on() {
+    let mut primary = eni(0, &[]);
+    primary.prefixes = vec!["10.0.0.16/28".parse().unwrap()];
+    let mut fixed = settings(1, 1);
+    fixed.may_provision = false;
+    let mut world = World::new(fixed, vec![primary]);
+
+    world.pool.restore(journal(vec![allocation("a", 17)]), &kernel(&[("a", 17)]), world.now);
+    assert_eq!(world.added("a"), address(17));
+    world.del("a");
+    world.pass(60 * SECOND);
+
+    assert!(matches!(world.add("b"), Answer::Refused(_)));
+}

@@ -1,0 +1,141 @@
+//! What goes back to EC2, and when.
+
+use super::super::*;
+use super::world::*;
+
+#[test]
+fn a_surplus_eni_goes_back_after_the_delay_and_not_before() {
+    let mut world = World::fresh(settings(3, 3));
+    world.run();
+    for pod in ["a", "b", "c", "d"] {
+        world.added(pod);
+        world.run();
+    }
+    assert_eq!(world.layout(), [3, 3, 3]);
+    for pod in ["a", "b", "c", "d"] {
+        world.del(pod);
+    }
+    world.pass(31 * SECOND);
+    assert!(world.run().is_empty());
+    world.pass(179 * SECOND);
+    assert!(world.run().is_empty());
+
+    world.pass(SECOND);
+    let freed = world.run();
+
+    assert_eq!(freed.len(), 2, "{freed:?}");
+    assert!(freed.iter().all(|step| matches!(step, Step::FreeEni { .. })));
+    assert_eq!(world.layout(), [3]);
+}
+
+#[test]
+fn the_pool_asks_to_be_woken_when_a_surplus_is_due() {
+    let mut world = World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13])]);
+    world.run();
+
+    assert_eq!(world.pool.next_wake(world.now), Some(world.now + 180 * SECOND));
+}
+
+#[test]
+fn an_eni_with_a_pod_or_a_resting_address_stays() {
+    let mut world = World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13]), eni(2, &[21, 22, 23])]);
+    world.run();
+    for pod in ["a", "b", "c", "d"] {
+        world.added(pod);
+    }
+    for pod in ["a", "b", "c"] {
+        world.del(pod);
+    }
+    world.pass(31 * SECOND);
+    world.run();
+
+    world.pass(181 * SECOND);
+    let freed = world.run();
+
+    assert_eq!(freed, [Step::FreeEni { eni: eni_id(2) }]);
+}
+
+#[test]
+fn a_pod_that_comes_during_the_delay_starts_it_anew() {
+    let mut world = World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13])]);
+    world.run();
+    world.pass(100 * SECOND);
+    world.added("a");
+    world.run();
+    world.del("a");
+    world.pass(31 * SECOND);
+    world.run();
+    world.pass(100 * SECOND);
+
+    assert!(world.run().is_empty());
+}
+
+#[test]
+fn addresses_of_an_eni_on_its_way_out_are_given_to_nobody() {
+    let mut world = World::new(settings(2, 1), vec![eni(0, &[1]), eni(1, &[11])]);
+    world.run_until_freeing();
+
+    world.added("a");
+
+    assert!(matches!(world.add("b"), Answer::Parked(_) | Answer::Refused(_)));
+}
+
+#[test]
+fn what_the_kernel_still_uses_is_kept_and_held_back() {
+    let mut world = World::new(settings(2, 1), vec![eni(0, &[1]), eni(1, &[11])]);
+    let id = world.run_until_freeing();
+
+    world.finish(id, Outcome::InUse(vec![address(11)]));
+
+    assert_eq!(world.pool.quarantined(), [(address(11), QuarantineReason::KernelOnly)]);
+    assert!(!world.steps().iter().any(|step| matches!(step, Step::FreeEni { .. })));
+}
+
+#[test]
+fn surplus_single_addresses_go_back_from_the_eni_with_fewest_pods() {
+    let mut counting = settings(3, 3);
+    counting.targets = WarmTargets { warm_eni: 1, warm_ip: 1, minimum_ip: 1 };
+    let mut world = World::fresh(counting);
+    world.run();
+    for pod in 0..9 {
+        let _ = world.add(&format!("pod-{pod}"));
+        world.run();
+        world.pool.settle(world.now);
+    }
+    assert_eq!(world.layout(), [3, 3, 3]);
+    for pod in 0..9 {
+        world.del(&format!("pod-{pod}"));
+    }
+    world.pass(31 * SECOND);
+    world.run();
+
+    world.pass(181 * SECOND);
+    world.run();
+
+    assert_eq!(world.layout(), [1], "the last warm address stays on the primary ENI");
+}
+
+#[test]
+fn a_refused_return_leaves_the_addresses_in_use() {
+    let mut counting = settings(1, 5);
+    counting.targets = WarmTargets { warm_eni: 1, warm_ip: 1, minimum_ip: 0 };
+    let mut world = World::new(counting, vec![eni(0, &[1, 2, 3])]);
+    world.run();
+    world.pass(181 * SECOND);
+    let (id, step) = world.plan().remove(0);
+    assert_eq!(step, Step::UnassignIps { eni: eni_id(0), addresses: vec![address(3), address(2)] });
+
+    world.finish(id, failure(FailureClass::Throttled));
+
+    assert_eq!(world.pool.stats().free, 3);
+}
+
+impl World {
+    fn run_until_freeing(&mut self) -> StepId {
+        self.run();
+        self.pass(200 * SECOND);
+        let steps = self.plan();
+        assert!(matches!(steps[0].1, Step::FreeEni { .. }), "{steps:?}");
+        steps[0].0
+    }
+}

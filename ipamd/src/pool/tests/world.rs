@@ -1,0 +1,173 @@
+//! A pool, a clock and an EC2 that does what it is asked.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use vpc::{DeviceIndex, Eni, EniId, EniKind, EniRole, EniSlot, Mac, PodKey, PodName};
+
+use super::super::*;
+
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+pub(super) struct World {
+    pub(super) pool: Pool,
+    pub(super) now: Instant,
+    next_ip: u8,
+    enis: u16,
+}
+
+/// Settings of a made-up instance type with `enis` ENIs of `ips` secondary IPs.
+pub(super) fn settings(enis: u32, ips: u32) -> Settings {
+    Settings {
+        targets: WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0 },
+        instance_type: "m5.large".to_owned(),
+        eni_limit: enis,
+        is_eni_limit_configured: false,
+        ips_per_eni: ips,
+        max_pods: 110,
+        cooldown: 30 * SECOND,
+        shrink_delay: 180 * SECOND,
+        may_provision: true,
+    }
+}
+
+pub(super) fn key(pod: &str) -> PodKey {
+    PodKey::new("aws-cni", &format!("sandbox-{pod}"), "eth0").unwrap()
+}
+
+pub(super) fn eni_id(device: u16) -> EniId {
+    format!("eni-{device:x}").parse().unwrap()
+}
+
+/// The ENI at `device` with the given secondary IPs, the last octets of 10.0.0.0/24.
+pub(super) fn eni(device: u16, ips: &[u8]) -> Eni {
+    Eni {
+        id: eni_id(device),
+        mac: Mac::new([2, 0, 0, 0, 0, device.to_be_bytes()[1]]),
+        slot: EniSlot::new(0, device),
+        role: if device == 0 { EniRole::Primary } else { EniRole::Secondary },
+        kind: EniKind::Interface,
+        is_managed: true,
+        subnet: "subnet-1".parse().unwrap(),
+        subnet_cidr: "10.0.0.0/20".parse().unwrap(),
+        primary_ip: Ipv4Addr::new(10, 0, 1, device.to_be_bytes()[1]),
+        secondary_ips: ips.iter().map(|ip| address(*ip)).collect(),
+        prefixes: Vec::new(),
+    }
+}
+
+pub(super) fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, last)
+}
+
+pub(super) fn failure(class: FailureClass) -> Outcome {
+    Outcome::Failed(StepFailure { class, message: format!("{class:?}"), retry_after: None })
+}
+
+impl World {
+    /// A pool that has seen these ENIs and nothing else.
+    pub(super) fn new(settings: Settings, enis: Vec<Eni>) -> Self {
+        let now = Instant::now();
+        let mut pool = Pool::new(settings);
+        let next_ip = enis.iter().flat_map(|eni| &eni.secondary_ips).map(|ip| ip.octets()[3]).max().map_or(0, |ip| ip + 1);
+        let count = u16::try_from(enis.len()).unwrap();
+        pool.observe(enis, now);
+        Self { pool, now, next_ip, enis: count }
+    }
+
+    /// A fresh instance: the primary ENI without secondary IPs.
+    pub(super) fn fresh(settings: Settings) -> Self {
+        Self::new(settings, vec![eni(0, &[])])
+    }
+
+    pub(super) fn add(&mut self, pod: &str) -> Answer {
+        self.pool.request(
+            Request {
+                key: key(pod),
+                pod: PodName::new("default", pod),
+                deadline: self.now + 20 * SECOND,
+                unix_ns: 1,
+            },
+            self.now,
+        )
+    }
+
+    /// Adds a pod that gets its address at once.
+    pub(super) fn added(&mut self, pod: &str) -> Ipv4Addr {
+        match self.add(pod) {
+            Answer::Assigned(assignment) => assignment.address,
+            other => panic!("{pod}: {other:?}"),
+        }
+    }
+
+    pub(super) fn del(&mut self, pod: &str) -> Ipv4Addr {
+        self.pool.release(&key(pod), self.now).unwrap().allocation.address
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    pub(super) fn plan(&mut self) -> Vec<(StepId, Step)> {
+        self.pool.plan(self.now)
+    }
+
+    /// What the pool wants done now, without the ids.
+    pub(super) fn steps(&mut self) -> Vec<Step> {
+        self.plan().into_iter().map(|(_, step)| step).collect()
+    }
+
+    pub(super) fn finish(&mut self, id: StepId, outcome: Outcome) {
+        self.pool.finish(id, outcome, self.now);
+    }
+
+    pub(super) fn fresh_ips(&mut self, count: u32) -> Vec<Ipv4Addr> {
+        (0..count)
+            .map(|_| {
+                self.next_ip += 1;
+                address(self.next_ip)
+            })
+            .collect()
+    }
+
+    /// What EC2 and the host answer when all is well.
+    pub(super) fn outcome(&mut self, step: &Step) -> Outcome {
+        match step {
+            Step::AllocateEni { slot, ips } => {
+                self.enis += 1;
+                let DeviceIndex(device) = slot.device;
+                let mut allocated = eni(device, &[]);
+                allocated.id = format!("eni-{device:x}{:x}", self.enis).parse().unwrap();
+                allocated.secondary_ips = self.fresh_ips(*ips);
+                Outcome::EniAllocated(allocated)
+            }
+            Step::AssignIps { count, .. } => Outcome::IpsAssigned(self.fresh_ips(*count)),
+            Step::SetUpEni { .. } => Outcome::EniSetUp,
+            Step::UnassignIps { .. } => Outcome::IpsUnassigned,
+            Step::FreeEni { .. } => Outcome::EniFreed,
+            Step::ReadInventory => panic!("nothing was unclear"),
+        }
+    }
+
+    /// Plans and does until nothing is left to do; returns what was done.
+    pub(super) fn run(&mut self) -> Vec<Step> {
+        let mut done = Vec::new();
+        for _ in 0..100 {
+            let steps = self.plan();
+            if steps.is_empty() {
+                return done;
+            }
+            for (id, step) in steps {
+                let outcome = self.outcome(&step);
+                self.finish(id, outcome);
+                done.push(step);
+            }
+        }
+        panic!("the plan never becomes empty: {done:?}");
+    }
+
+    /// The addresses per ENI, in the order of their slots.
+    pub(super) fn layout(&self) -> Vec<usize> {
+        self.pool.enis().iter().map(|eni| eni.addresses.len()).collect()
+    }
+}
