@@ -1,0 +1,513 @@
+//! What can go wrong with an EC2 request, sorted by what the caller can do about it.
+
+use std::fmt;
+
+use crate::Action;
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// EC2 throttles, and did nothing.
+    Throttled,
+    /// The role may not do this.
+    Unauthorized {
+        /// The missing permission, like `ec2:AttachNetworkInterface`.
+        iam_action: Box<str>,
+    },
+    /// Credentials are missing, expired or not accepted.
+    Credentials,
+    /// The subnet has not enough free addresses.
+    SubnetExhausted,
+    /// The subnet has no free block of the size of a prefix.
+    NoFreePrefix,
+    /// The ENI holds as many addresses as it can.
+    AddressLimit,
+    /// The instance or the card holds as many ENIs as it can.
+    AttachmentLimit,
+    /// Another ENI has the position on the instance.
+    SlotInUse,
+    /// The account has as many of these as its quota allows.
+    Quota,
+    /// EC2 does not know the resource, or the address on it.
+    NotFound,
+    /// It was done before, like detaching what is detached.
+    AlreadyDone,
+    /// The resource is in a state that does not allow this now, like an ENI still being detached.
+    Busy,
+    /// EC2 refuses the request as it stands.
+    Invalid,
+    /// EC2 cannot be reached, or fails.
+    Unavailable,
+    /// Time ran out with nothing changed: a read, or a change that was not sent.
+    Timeout,
+    /// A change was sent and no answer came: it may be done.
+    AnswerLost,
+    /// EC2's answer lacks a field or holds a value that makes no sense.
+    Malformed,
+}
+
+/// When it makes sense to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// After a short pause.
+    Soon,
+    /// After reading from EC2 what is really there: our picture of it is out of date.
+    AfterReading,
+    /// Once someone else changed something: a policy, a quota, the free space of a subnet.
+    Later,
+    /// Not with this request.
+    No,
+}
+
+/// Why an EC2 request failed.
+///
+/// Its text names the action, the resource, EC2's own code and message and, where one is known,
+/// what an operator can do. It has no source: the text is the whole chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ec2Error {
+    action: Action,
+    class: Class,
+    may_have_happened: bool,
+    resource: Box<str>,
+    code: Box<str>,
+    detail: Box<str>,
+    request_id: Box<str>,
+}
+
+/// The most characters of a foreign message that are repeated.
+const DETAIL_LIMIT: usize = 400;
+
+impl Ec2Error {
+    /// A failure of `action` on `resource`, with a `detail` that says what happened.
+    #[must_use]
+    pub fn new(action: Action, resource: &dyn fmt::Display, class: Class, detail: &str) -> Self {
+        Self {
+            may_have_happened: matches!(class, Class::AnswerLost | Class::Malformed) && !action.is_read(),
+            action,
+            class,
+            resource: resource.to_string().into(),
+            code: Box::default(),
+            detail: shortened(detail).into(),
+            request_id: Box::default(),
+        }
+    }
+
+    /// A failure that EC2 answered with: the HTTP status, the error code and the message.
+    #[must_use]
+    pub fn answered(
+        action: Action,
+        resource: &dyn fmt::Display,
+        status: u16,
+        code: &str,
+        message: &str,
+    ) -> Self {
+        let class = classify(action, status, code, message);
+        // With a 5xx other than a plain refusal to serve, EC2 may have done part of the work.
+        let may_have_happened = class == Class::Unavailable
+            && !action.is_read()
+            && !matches!(code, "Unavailable" | "ServiceUnavailable");
+        Self {
+            code: code.into(),
+            may_have_happened,
+            ..Self::new(action, resource, class, without_encoded_part(message))
+        }
+    }
+
+    /// The same with the id by which AWS finds the request.
+    #[must_use]
+    pub fn with_request_id(mut self, id: Option<&str>) -> Self {
+        self.request_id = id.unwrap_or_default().into();
+        self
+    }
+
+    /// The action that failed.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// What the action was about, as the text names it.
+    #[must_use]
+    pub fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// What kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> &Class {
+        &self.class
+    }
+
+    /// EC2's error code, like `RequestLimitExceeded`; `None` when EC2 did not answer with one.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        (!self.code.is_empty()).then_some(&*self.code)
+    }
+
+    /// EC2's message or the transport's, at most a few hundred characters; empty when there is none.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// A short name for metrics: EC2's error code, else the name of the class.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.code().unwrap_or(match self.class {
+            Class::Throttled => "Throttled",
+            Class::Unauthorized { .. } => "Unauthorized",
+            Class::Credentials => "Credentials",
+            Class::SubnetExhausted => "SubnetExhausted",
+            Class::NoFreePrefix => "NoFreePrefix",
+            Class::AddressLimit => "AddressLimit",
+            Class::AttachmentLimit => "AttachmentLimit",
+            Class::SlotInUse => "SlotInUse",
+            Class::Quota => "Quota",
+            Class::NotFound => "NotFound",
+            Class::AlreadyDone => "AlreadyDone",
+            Class::Busy => "Busy",
+            Class::Invalid => "Invalid",
+            Class::Unavailable => "Unavailable",
+            Class::Timeout => "Timeout",
+            Class::AnswerLost => "AnswerLost",
+            Class::Malformed => "Malformed",
+        })
+    }
+
+    /// Whether EC2 may have changed something in spite of the error.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        self.may_have_happened
+    }
+
+    /// When it makes sense to try again.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self.class {
+            _ if self.may_have_happened => Retry::AfterReading,
+            Class::Throttled | Class::Unavailable | Class::Timeout | Class::Busy => Retry::Soon,
+            Class::AnswerLost
+            | Class::AddressLimit
+            | Class::AttachmentLimit
+            | Class::SlotInUse
+            | Class::NotFound
+            | Class::AlreadyDone => Retry::AfterReading,
+            Class::Unauthorized { .. }
+            | Class::Credentials
+            | Class::SubnetExhausted
+            | Class::NoFreePrefix
+            | Class::Quota => Retry::Later,
+            Class::Invalid | Class::Malformed => Retry::No,
+        }
+    }
+
+    /// Whether only an operator can help: permissions, credentials, quotas.
+    #[must_use]
+    pub fn needs_operator(&self) -> bool {
+        matches!(self.class, Class::Unauthorized { .. } | Class::Credentials | Class::Quota)
+    }
+
+    /// The ENIs that EC2 says it does not know, as far as its message names them.
+    ///
+    /// EC2 writes `The networkInterface ID 'eni-1' does not exist`, with several ids between the
+    /// quotes when it misses several.
+    pub fn unknown_enis(&self) -> impl Iterator<Item = vpc::EniId> {
+        let detail = if self.class == Class::NotFound { &*self.detail } else { "" };
+        detail
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+            .filter_map(|word| word.parse::<vpc::EniId>().ok())
+    }
+}
+
+impl fmt::Display for Ec2Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: ", self.action, self.resource)?;
+        match &self.class {
+            Class::Throttled => f.write_str("EC2 throttles our requests"),
+            Class::Unauthorized { iam_action } => {
+                write!(f, "not permitted; allow {iam_action} in the IAM policy of the role the daemon uses")
+            }
+            Class::Credentials => f.write_str(
+                "no valid AWS credentials; check the node's instance profile or the role of the daemon's \
+                 service account, and the node's clock",
+            ),
+            Class::SubnetExhausted => f.write_str("the subnet has too few free addresses"),
+            Class::NoFreePrefix => f.write_str(
+                "the subnet has no free block for a prefix; reserve one in it, or turn prefix delegation off",
+            ),
+            Class::AddressLimit => {
+                f.write_str("the ENI would hold more addresses than its instance type allows")
+            }
+            Class::AttachmentLimit => f.write_str("the instance holds as many ENIs as its type allows"),
+            Class::SlotInUse => f.write_str("another ENI has this position"),
+            Class::Quota => f.write_str("the account's quota is used up; raise it or delete unused ENIs"),
+            Class::NotFound => f.write_str("EC2 does not know it"),
+            Class::AlreadyDone => f.write_str("it is done already"),
+            Class::Busy => f.write_str("its state does not allow it now"),
+            Class::Invalid => f.write_str("EC2 refuses the request"),
+            Class::Unavailable => f.write_str("EC2 cannot be reached or fails"),
+            Class::Timeout => f.write_str("out of time"),
+            Class::AnswerLost => f.write_str("sent, but no answer came; it may be done"),
+            Class::Malformed => f.write_str("EC2's answer makes no sense"),
+        }?;
+        match (&*self.code, &*self.detail) {
+            ("", "") => {}
+            ("", detail) => write!(f, " ({detail})")?,
+            (code, "") => write!(f, " ({code})")?,
+            (code, detail) => write!(f, " ({code}: {detail})")?,
+        }
+        if !self.request_id.is_empty() {
+            write!(f, " [request {}]", self.request_id)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Ec2Error {}
+
+/// Sorts what EC2 answered.
+///
+/// Source: Amazon EC2 API reference, "Error codes"; the messages are those EC2 sends today, and
+/// are looked at only where one code stands for several things.
+fn classify(action: Action, status: u16, code: &str, message: &str) -> Class {
+    let says = |text: &str| message.to_ascii_lowercase().contains(text);
+    match code {
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "TooManyRequestsException"
+        | "SlowDown"
+        | "EC2ThrottledException"
+        | "PriorRequestNotComplete" => Class::Throttled,
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedAccess" => {
+            Class::Unauthorized { iam_action: denied_action(action, message) }
+        }
+        "AuthFailure"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "IncompleteSignature"
+        | "InvalidAccessKeyId"
+        | "InvalidClientTokenId"
+        | "InvalidToken"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "RequestExpired"
+        | "SignatureDoesNotMatch"
+        | "TokenRefreshRequired"
+        | "UnrecognizedClientException" => Class::Credentials,
+        "InsufficientFreeAddressesInSubnet" => Class::SubnetExhausted,
+        "InsufficientCidrBlocks" => Class::NoFreePrefix,
+        "PrivateIpAddressLimitExceeded" => Class::AddressLimit,
+        "AttachmentLimitExceeded" => Class::AttachmentLimit,
+        "NetworkInterfaceLimitExceeded" | "ResourceLimitExceeded" | "ResourceCountLimitExceeded" => {
+            Class::Quota
+        }
+        "InvalidInstanceType" => Class::NotFound,
+        "InvalidParameterValue" if action == Action::AttachNetworkInterface && says("device index") => {
+            if says("already") || says("in use") { Class::SlotInUse } else { Class::Invalid }
+        }
+        "InvalidParameterValue" if says("currently in use") => Class::Busy,
+        "InvalidParameterValue" if says("not assigned to") => Class::NotFound,
+        "IncorrectState"
+            if action == Action::DetachNetworkInterface && (says("detached") || says("not attached")) =>
+        {
+            Class::AlreadyDone
+        }
+        "InvalidNetworkInterface.InUse"
+        | "IncorrectState"
+        | "IncorrectInstanceState"
+        | "InvalidAttachment.InUse"
+        | "DependencyViolation" => Class::Busy,
+        code if code.to_ascii_lowercase().ends_with("notfound") => {
+            if action == Action::DetachNetworkInterface { Class::AlreadyDone } else { Class::NotFound }
+        }
+        "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable" => Class::Unavailable,
+        _ if status == 429 => Class::Throttled,
+        _ if status >= 500 => Class::Unavailable,
+        _ => Class::Invalid,
+    }
+}
+
+/// The permission that is missing: the one that the message names, since creating with tags
+/// needs `ec2:CreateTags` as well, else the action's own.
+fn denied_action(action: Action, message: &str) -> Box<str> {
+    let named = message.split_whitespace().find(|word| word.starts_with("ec2:"));
+    let named = named.map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()));
+    named.map_or_else(|| format!("ec2:{action}").into(), Into::into)
+}
+
+/// The message without the part that only `aws sts decode-authorization-message` can read, which
+/// is a thousand characters long.
+fn without_encoded_part(message: &str) -> &str {
+    message.split("Encoded authorization failure message").next().unwrap_or(message).trim_end()
+}
+
+/// At most [`DETAIL_LIMIT`] characters of `text`, in one line.
+fn shortened(text: &str) -> String {
+    let mut short: String =
+        text.trim().chars().take(DETAIL_LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.trim().chars().nth(DETAIL_LIMIT).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(action: Action, status: u16, code: &str, message: &str) -> Ec2Error {
+        Ec2Error::answered(action, &"eni-1", status, code, message)
+    }
+
+    #[test]
+    fn codes_are_sorted_by_what_the_caller_can_do() {
+        use Action::{
+            AssignPrivateIpAddresses as Assign, AttachNetworkInterface as Attach,
+            CreateNetworkInterface as Create, DeleteNetworkInterface as Delete,
+            DescribeNetworkInterfaces as Describe, DetachNetworkInterface as Detach,
+            UnassignPrivateIpAddresses as Unassign,
+        };
+        for (action, status, code, message, class, retry) in [
+            (Describe, 503, "RequestLimitExceeded", "", Class::Throttled, Retry::Soon),
+            (Assign, 503, "RequestLimitExceeded", "", Class::Throttled, Retry::Soon),
+            (Assign, 400, "Throttling", "", Class::Throttled, Retry::Soon),
+            (Assign, 429, "Unheard", "", Class::Throttled, Retry::Soon),
+            (Create, 400, "InsufficientFreeAddressesInSubnet", "", Class::SubnetExhausted, Retry::Later),
+            (Assign, 400, "InsufficientCidrBlocks", "", Class::NoFreePrefix, Retry::Later),
+            (Assign, 400, "PrivateIpAddressLimitExceeded", "", Class::AddressLimit, Retry::AfterReading),
+            (Attach, 400, "AttachmentLimitExceeded", "", Class::AttachmentLimit, Retry::AfterReading),
+            (
+                Attach,
+                400,
+                "InvalidParameterValue",
+                "Instance 'i-1' already has an interface attached at device index '1'.",
+                Class::SlotInUse,
+                Retry::AfterReading,
+            ),
+            (
+                Attach,
+                400,
+                "InvalidParameterValue",
+                "Value (99) for device index is invalid",
+                Class::Invalid,
+                Retry::No,
+            ),
+            (Create, 400, "NetworkInterfaceLimitExceeded", "", Class::Quota, Retry::Later),
+            (Assign, 400, "InvalidNetworkInterfaceID.NotFound", "", Class::NotFound, Retry::AfterReading),
+            (Detach, 400, "InvalidAttachmentID.NotFound", "", Class::AlreadyDone, Retry::AfterReading),
+            (
+                Unassign,
+                400,
+                "InvalidParameterValue",
+                "Some of [10.0.0.9] addresses are not assigned to interface eni-1",
+                Class::NotFound,
+                Retry::AfterReading,
+            ),
+            (
+                Delete,
+                400,
+                "InvalidParameterValue",
+                "Network interface 'eni-1' is currently in use.",
+                Class::Busy,
+                Retry::Soon,
+            ),
+            (Delete, 400, "InvalidNetworkInterface.InUse", "", Class::Busy, Retry::Soon),
+            (Describe, 400, "InvalidParameterValue", "The filter 'x' is invalid", Class::Invalid, Retry::No),
+            (Describe, 500, "InternalError", "", Class::Unavailable, Retry::Soon),
+            (Assign, 503, "Unavailable", "", Class::Unavailable, Retry::Soon),
+            (Assign, 500, "InternalError", "", Class::Unavailable, Retry::AfterReading),
+            (Describe, 502, "", "", Class::Unavailable, Retry::Soon),
+            (Describe, 404, "", "", Class::Invalid, Retry::No),
+        ] {
+            let error = answered(action, status, code, message);
+
+            assert_eq!((error.class(), error.retry()), (&class, retry), "{action} {status} {code} {message}");
+        }
+    }
+
+    #[test]
+    fn every_code_about_credentials_says_what_to_check() {
+        for code in [
+            "AuthFailure",
+            "ExpiredToken",
+            "InvalidClientTokenId",
+            "UnrecognizedClientException",
+            "RequestExpired",
+            "SignatureDoesNotMatch",
+        ] {
+            let error = answered(Action::DescribeSubnets, 401, code, "no");
+
+            assert_eq!(error.class(), &Class::Credentials, "{code}");
+            assert!(error.needs_operator(), "{code}");
+            assert!(error.to_string().contains("instance profile"), "{error}");
+            assert!(error.to_string().contains(code), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_permission_to_add() {
+        let error = answered(
+            Action::AttachNetworkInterface,
+            403,
+            "UnauthorizedOperation",
+            "You are not authorized to perform this operation. Encoded authorization failure message: Zm9v",
+        );
+
+        assert_eq!(
+            error.to_string(),
+            "AttachNetworkInterface eni-1: not permitted; allow ec2:AttachNetworkInterface in the IAM policy of the \
+             role the daemon uses (UnauthorizedOperation: You are not authorized to perform this operation.)"
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_the_permission_that_ec2_names() {
+        let error = answered(
+            Action::CreateNetworkInterface,
+            403,
+            "UnauthorizedOperation",
+            "User: arn:aws:sts::1:assumed-role/node/i-1 is not authorized to perform: ec2:CreateTags on resource: x",
+        );
+
+        assert_eq!(error.class(), &Class::Unauthorized { iam_action: "ec2:CreateTags".into() });
+    }
+
+    #[test]
+    fn the_ids_that_ec2_misses_are_read_from_its_message() {
+        let ids = |message| -> Vec<String> {
+            answered(Action::DescribeNetworkInterfaces, 400, "InvalidNetworkInterfaceID.NotFound", message)
+                .unknown_enis()
+                .map(|id| id.to_string())
+                .collect()
+        };
+
+        assert_eq!(ids("The networkInterface ID 'eni-0a1' does not exist"), ["eni-0a1"]);
+        assert_eq!(ids("The network interface IDs 'eni-0a1, eni-0b2' do not exist"), ["eni-0a1", "eni-0b2"]);
+        assert!(ids("no such thing").is_empty());
+    }
+
+    #[test]
+    fn foreign_text_is_kept_to_one_short_line() {
+        let error = answered(Action::CreateTags, 400, "X", &format!("a\nb{}", "c".repeat(10_000)));
+
+        assert!(error.to_string().len() < 600);
+        assert!(!error.to_string().contains('\n'));
+    }
+
+    #[test]
+    fn only_a_change_may_have_happened() {
+        let lost = |action| Ec2Error::new(action, &"eni-1", Class::AnswerLost, "").may_have_happened();
+
+        assert!(lost(Action::AssignPrivateIpAddresses));
+        assert!(!lost(Action::DescribeSubnets));
+        assert!(answered(Action::AttachNetworkInterface, 500, "InternalError", "").may_have_happened());
+        assert!(!answered(Action::AttachNetworkInterface, 503, "ServiceUnavailable", "").may_have_happened());
+        assert!(
+            !answered(Action::AttachNetworkInterface, 503, "RequestLimitExceeded", "").may_have_happened()
+        );
+    }
+}
