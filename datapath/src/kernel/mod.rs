@@ -1,9 +1,22 @@
 //! The kernel's side: sockets, namespaces, and the objects in them.
 
 mod error;
+mod message;
 mod netlink;
 mod netns;
+mod object;
+mod observe;
+mod parse;
+mod step;
+pub(crate) mod sysctl;
 
 pub use error::KernelError;
 pub use netlink::Netlink;
 pub use netns::{Netns, NetnsError, inside};
+
+pub(crate) use message::{VethPair, get_link};
+pub(crate) use netlink::{Answer, Outcome, each_message};
+pub(crate) use object::{Address, Family, Link, LinkRef, Neighbour, Route, Rule, Scope};
+pub(crate) use observe::{Links, single};
+pub(crate) use parse::link as parse_link;
+pub(crate) use step::Step;

@@ -1,12 +1,18 @@
 //! One pod's network, from both sides of its veth pairs.
 
+mod add;
+mod check;
+mod delete;
+mod plan;
+
 use std::fmt;
 use std::net::IpAddr;
 
-use vpc::RouteTable;
+use crate::kernel::{KernelError, NetnsError};
 
-use crate::kernel::{KernelError, Netlink, Netns, NetnsError};
-use crate::wanted::PodNetwork;
+pub use add::add;
+pub use check::check;
+pub use delete::delete;
 
 /// Why a pod's network could not be built or looked at. Whatever was made has been undone.
 ///
@@ -76,29 +82,3 @@ impl fmt::Display for TeardownErrors {
 }
 
 impl std::error::Error for TeardownErrors {}
-
-/// Builds a pod's network: veth pairs, addresses, routes, neighbours and the host's rules.
-///
-/// # Errors
-/// [`PodError`] with the first failure, once all steps done have been undone.
-pub fn add(_wanted: &PodNetwork, _host: &Netns, _pod: &Netns) -> Result<(), PodError> {
-    Netlink::open().map(drop).map_err(PodError::Observe)
-}
-
-/// What is missing or different in a pod's network; empty if it is as wanted.
-///
-/// # Errors
-/// [`PodError`] if the kernel could not be asked.
-pub fn check(_wanted: &PodNetwork, _host: &Netns, _pod: &Netns) -> Result<Vec<Difference>, PodError> {
-    Netlink::open().map(|_| Vec::new()).map_err(PodError::Observe)
-}
-
-/// Removes rules and routes of pods' addresses from the host; the veths end with their pods.
-///
-/// `table` is that of the address's ENI; 0 means whichever table its rule names.
-///
-/// # Errors
-/// [`TeardownErrors`] with all that could not be removed. What is absent counts as removed.
-pub fn delete(_host: &mut Netlink, _addresses: &[(IpAddr, RouteTable)]) -> Result<(), TeardownErrors> {
-    Netlink::open().map(drop).map_err(|error| TeardownErrors(vec![error]))
-}
