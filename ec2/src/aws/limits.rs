@@ -37,7 +37,7 @@ impl Answer<'_> {
             enis,
             ipv4_per_eni: self
                 .positive("networkInfo.ipv4AddressesPerInterface", network.ipv4_addresses_per_interface())?,
-            cards,
+            cards: cards.into(),
             default_card,
             vcpus: self.positive(
                 "vCpuInfo.defaultVCpus",
