@@ -20,6 +20,7 @@ mod instance;
 mod latency;
 mod limits;
 mod log;
+mod metadata;
 mod model;
 mod request;
 mod snapshot;

@@ -14,7 +14,7 @@ use super::error::Ec2Error;
 use super::fault::Faults;
 use super::history::History;
 use super::ids::Dice;
-use super::instance::{Instance, InstanceState, SecurityGroup, Vpc};
+use super::instance::{Instance, InstanceState, SecurityGroup, Vpc, private_dns};
 use super::latency::Latencies;
 use super::limits::InstanceType;
 use super::log::CallLog;
@@ -85,14 +85,24 @@ pub struct LaunchSpec {
 }
 
 impl Cloud {
+    /// The account that everything belongs to.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    /// The DNS name that EC2 gives `address`.
+    pub fn private_dns(&self, address: Ipv4Addr) -> String {
+        private_dns(address, &self.region)
+    }
+
+    /// The text of a new IMDS session token.
+    pub(crate) fn imds_token(&mut self) -> String {
+        self.dice.key(56)
+    }
+
     /// The current state.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.history.latest()
-    }
-
-    /// The state that IMDS shows at `now`.
-    pub fn imds_snapshot(&self, now: Duration) -> Arc<Snapshot> {
-        self.history.at(now.saturating_sub(self.knobs.imds_lag))
     }
 
     /// Lets everything happen that was due by `now`, each at its own time.
