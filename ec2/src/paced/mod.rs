@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout_at};
 
-use crate::{Action, Class, Ec2, Ec2Error, Result};
+use crate::{Action, Class, Ec2Error, Result};
 use backoff::repeat_pause;
 pub use bucket::{Bucket, Rate};
 use gate::{Gate, Refusal, now};
@@ -98,7 +98,7 @@ struct Shared<E> {
     refuses_instance_filter: AtomicBool,
 }
 
-impl<E: Ec2> Paced<E> {
+impl<E> Paced<E> {
     /// A client with full buckets.
     #[must_use]
     pub fn new(ec2: E, options: PaceOptions) -> Self {
@@ -186,7 +186,7 @@ impl<E> fmt::Debug for At<E> {
     }
 }
 
-impl<E: Ec2> At<E> {
+impl<E: Send + Sync> At<E> {
     /// The same with another deadline for each request.
     #[must_use]
     pub fn within(mut self, deadline: Duration) -> Self {
