@@ -101,7 +101,14 @@ mod tests {
 
     #[test]
     fn a_text_of_another_shape_is_refused() {
-        for text in ["", "02:1a:ff:00:00", "02:1a:ff:00:00:01:02", "2:1a:ff:00:00:01", "02-1a-ff-00-00-01", "+2:1a:ff:00:00:01"] {
+        for text in [
+            "",
+            "02:1a:ff:00:00",
+            "02:1a:ff:00:00:01:02",
+            "2:1a:ff:00:00:01",
+            "02-1a-ff-00-00-01",
+            "+2:1a:ff:00:00:01",
+        ] {
             assert!(text.parse::<Mac>().is_err(), "{text:?}");
         }
     }

@@ -172,8 +172,17 @@ mod tests {
 
     #[test]
     fn a_key_without_one_of_its_parts_is_refused_by_name() {
-        assert_eq!(PodKey::new("aws-cni", "", "eth0").unwrap_err().to_string(), "the request names no container id");
-        assert_eq!(PodKey::new("", "c", "eth0").unwrap_err().to_string(), "the request names no network name");
-        assert_eq!(PodKey::new("aws-cni", "c", "").unwrap_err().to_string(), "the request names no interface name");
+        assert_eq!(
+            PodKey::new("aws-cni", "", "eth0").unwrap_err().to_string(),
+            "the request names no container id"
+        );
+        assert_eq!(
+            PodKey::new("", "c", "eth0").unwrap_err().to_string(),
+            "the request names no network name"
+        );
+        assert_eq!(
+            PodKey::new("aws-cni", "c", "").unwrap_err().to_string(),
+            "the request names no interface name"
+        );
     }
 }

@@ -79,8 +79,14 @@ mod tests {
 
     #[test]
     fn table_numbers_are_those_that_running_pods_use() {
-        for (card, device, table) in [(0, 0, 254), (0, 1, 2), (0, 4, 5), (1, 0, 10_100), (1, 1, 10_101), (2, 3, 10_203)] {
-            assert_eq!(RouteTable::of(EniSlot::new(card, device)), RouteTable(table), "card {card} device {device}");
+        for (card, device, table) in
+            [(0, 0, 254), (0, 1, 2), (0, 4, 5), (1, 0, 10_100), (1, 1, 10_101), (2, 3, 10_203)]
+        {
+            assert_eq!(
+                RouteTable::of(EniSlot::new(card, device)),
+                RouteTable(table),
+                "card {card} device {device}"
+            );
         }
     }
 
