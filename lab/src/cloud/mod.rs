@@ -25,6 +25,8 @@ mod model;
 mod request;
 mod snapshot;
 mod subnet;
+#[cfg(test)]
+mod tests;
 
 pub use admission::{Admission, Caller, Reply};
 pub use bucket::{ActionClass, BucketSpec};

@@ -7,6 +7,8 @@ mod connection;
 mod ec2;
 mod imds;
 mod standalone;
+#[cfg(test)]
+mod tests;
 
 pub use ec2::serve_ec2;
 pub use imds::serve_imds;

@@ -3,6 +3,8 @@
 mod params;
 mod render;
 mod request;
+#[cfg(test)]
+mod tests;
 mod xml;
 
 use std::convert::Infallible;
