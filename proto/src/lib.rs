@@ -4,6 +4,8 @@
 //! generated form and the places where the parties meet.
 #![forbid(unsafe_code)]
 
+pub mod spool;
+
 /// Where the node daemon listens.
 pub const IPAMD_SOCKET: &str = "/var/run/aws-node/ipamd.sock";
 
@@ -31,4 +33,11 @@ pub mod node {
     #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
     #![allow(clippy::allow_attributes_without_reason, unused_qualifications, reason = "generated code")]
     tonic::include_proto!("vpccni.node.v1");
+}
+
+/// The health service of the gRPC project: package `grpc.health.v1`.
+pub mod health {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+    #![allow(clippy::allow_attributes_without_reason, unused_qualifications, reason = "generated code")]
+    tonic::include_proto!("grpc.health.v1");
 }
