@@ -1,14 +1,24 @@
-//! The node's own network.
+//! The node's own network: its ENIs, its rules, its packet filter.
+
+mod plan;
+mod warning;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use vpc::{Mac, RouteTable};
 
-use crate::kernel::{KernelError, Netlink};
-use crate::wanted::{EniNetwork, HostNetwork, HostOptions};
+use crate::kernel::{Family, KernelError, Netlink, NftError, Outcome, Rule, Step, nft};
+use crate::wanted::nft::Ruleset;
+use crate::wanted::{EniNetwork, HostNetwork, HostOptions, priority};
+use plan::Observed;
 
-/// One change made to the kernel.
+pub use warning::{HostWarning, warnings};
+
+/// How many rules of one address are removed at most.
+const MAX_RULES: usize = 1000;
+
+/// One change made to the kernel, for the log: action and object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change(String);
 
@@ -24,9 +34,15 @@ pub enum HostError {
     /// No link has the primary ENI's address.
     #[error("find the link of the primary ENI: no link has the address {0}")]
     PrimaryLinkMissing(Mac),
+    /// The VPC's blocks are not known, so nobody can tell what is outside.
+    #[error("plan the packet filter: the VPC has no IPv4 block")]
+    VpcCidrsMissing,
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The packet filter could not be read or changed.
+    #[error(transparent)]
+    Filter(#[from] NftError),
     /// An ENI could not be set up; the others have been.
     #[error(transparent)]
     Eni(#[from] EniSetupError),
@@ -51,46 +67,39 @@ pub enum EniSetupError {
     },
 }
 
-/// What an operator should know about a node; nothing here is changed by us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostWarning {
-    /// The node forwards no packets: pods reach nothing.
-    ForwardingOff,
-    /// A packet filter drops what the node would forward.
-    ForwardDropped {
-        /// The table of the chain whose policy is drop.
-        table: String,
-    },
-    /// A link refuses packets that arrive by another way than answers would leave.
-    StrictReversePath {
-        /// Which link.
-        link: String,
-    },
-}
-
-impl fmt::Display for HostWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ForwardingOff => {
-                f.write_str("net.ipv4.ip_forward is 0: pods reach nothing beyond the node")
-            }
-            Self::ForwardDropped { table } => write!(
-                f,
-                "table {table} drops forwarded packets by policy: pods reach nothing beyond the node unless a rule accepts"
-            ),
-            Self::StrictReversePath { link } => {
-                write!(f, "rp_filter of {link} is 1 (strict): packets of pods may be dropped")
-            }
-        }
-    }
-}
-
 /// Makes the node's network as `wanted`; returns what was changed, nothing if it was right.
+///
+/// Runs `nft` and reads /proc, so the calling thread must be in the namespace of `netlink`. An
+/// ENI whose link is missing is passed over, and reported when the rest is done.
 ///
 /// # Errors
 /// [`HostError`] with the first failure; a repeated call goes on from there.
-pub fn observe_and_converge(_netlink: &mut Netlink, _wanted: &HostNetwork) -> Result<Vec<Change>, HostError> {
-    Netlink::open().map(|_| Vec::new()).map_err(HostError::Kernel)
+pub fn observe_and_converge(netlink: &mut Netlink, wanted: &HostNetwork) -> Result<Vec<Change>, HostError> {
+    let observed = Observed::read(netlink)?;
+    let options = &wanted.options;
+    let mac = wanted.primary.mac;
+    let primary = observed.links.by_mac(mac).ok_or(HostError::PrimaryLinkMissing(mac))?;
+    if !options.external_snat && wanted.vpc_cidrs.is_empty() {
+        return Err(HostError::VpcCidrsMissing);
+    }
+    let filter = Ruleset::of(wanted, &primary.name);
+    let filter_is_wrong = nft::observe()? != filter;
+
+    let mut steps = plan::primary_steps(&observed, primary, options);
+    steps.extend(plan::rule_steps(&observed.rules, options));
+    let mut absent = None;
+    for eni in &wanted.enis {
+        match plan_eni(&observed, eni, options) {
+            Ok(of_eni) => steps.extend(of_eni),
+            Err(error) => absent = absent.or(Some(error)),
+        }
+    }
+    let mut changes = apply(netlink, &steps)?;
+    if filter_is_wrong {
+        nft::replace(filter.as_ref())?;
+        changes.push(Change("replace nft table ip vpc-cni".to_owned()));
+    }
+    absent.map_or(Ok(changes), |error| Err(error.into()))
 }
 
 /// Makes one ENI as wanted; returns what was changed.
@@ -98,11 +107,14 @@ pub fn observe_and_converge(_netlink: &mut Netlink, _wanted: &HostNetwork) -> Re
 /// # Errors
 /// [`EniSetupError::LinkMissing`] while no link has its address.
 pub fn set_up_eni(
-    _netlink: &mut Netlink,
+    netlink: &mut Netlink,
     eni: &EniNetwork,
-    _options: &HostOptions,
+    options: &HostOptions,
 ) -> Result<Vec<Change>, EniSetupError> {
-    Netlink::open().map(|_| Vec::new()).map_err(|source| EniSetupError::Kernel { mac: eni.mac, source })
+    let failed = |source| EniSetupError::Kernel { mac: eni.mac, source };
+    let observed = Observed::read(netlink).map_err(failed)?;
+    let steps = plan_eni(&observed, eni, options)?;
+    apply(netlink, &steps).map_err(failed)
 }
 
 /// Removes the rule of an ENI that has left; its routes went with its link.
@@ -110,31 +122,65 @@ pub fn set_up_eni(
 /// # Errors
 /// [`HostError`] if the kernel refused.
 pub fn forget_eni(
-    _netlink: &mut Netlink,
-    _address: Ipv4Addr,
-    _table: RouteTable,
+    netlink: &mut Netlink,
+    address: Ipv4Addr,
+    table: RouteTable,
 ) -> Result<Vec<Change>, HostError> {
-    Netlink::open().map(|_| Vec::new()).map_err(HostError::Kernel)
+    let rule = Rule::from_address(priority::FROM_ENI, address.into(), table);
+    Ok(apply(netlink, &[Step::DeleteRule(rule)])?)
 }
 
 /// Removes the rules that lead to and from a pod's address.
 ///
 /// # Errors
 /// [`HostError`] if the kernel refused.
-pub fn remove_pod_rules(_netlink: &mut Netlink, _address: IpAddr) -> Result<Vec<Change>, HostError> {
-    Netlink::open().map(|_| Vec::new()).map_err(HostError::Kernel)
+pub fn remove_pod_rules(netlink: &mut Netlink, address: IpAddr) -> Result<Vec<Change>, HostError> {
+    let is_of_the_pod = |rule: &&Rule| {
+        let (block, other) = match rule.priority {
+            priority::TO_POD => (rule.to, rule.from),
+            priority::FROM_POD => (rule.from, rule.to),
+            _ => return false,
+        };
+        block == Some(address.into()) && other.is_none() && !rule.is_foreign
+    };
+    let rules = netlink.rules(Family::of(address))?;
+    let stale: Vec<Step> =
+        rules.iter().filter(is_of_the_pod).take(MAX_RULES).cloned().map(Step::DeleteRule).collect();
+    Ok(apply(netlink, &stale)?)
 }
 
-/// Removes the link `name`, if there is one.
+/// Removes the link `name`, if there is one. Takes 10 to 30 ms.
 ///
 /// # Errors
 /// [`HostError`] if the kernel refused.
-pub fn remove_link(_netlink: &mut Netlink, _name: &str) -> Result<Vec<Change>, HostError> {
-    Netlink::open().map(|_| Vec::new()).map_err(HostError::Kernel)
+pub fn remove_link(netlink: &mut Netlink, name: &str) -> Result<Vec<Change>, HostError> {
+    Ok(apply(netlink, &[Step::DeleteLink(name.to_owned())])?)
 }
 
-/// What is wrong on the node that we do not change. What cannot be read is not reported.
-#[must_use]
-pub fn warnings(_netlink: &mut Netlink, _wanted: &HostNetwork) -> Vec<HostWarning> {
-    Vec::new()
+fn plan_eni(
+    observed: &Observed,
+    eni: &EniNetwork,
+    options: &HostOptions,
+) -> Result<Vec<Step>, EniSetupError> {
+    if eni.table == RouteTable::MAIN {
+        return Err(EniSetupError::MainTable(eni.mac));
+    }
+    let link = observed.links.by_mac(eni.mac).ok_or(EniSetupError::LinkMissing(eni.mac))?;
+    Ok(plan::eni_steps(observed, link, eni, options))
+}
+
+/// Applies all steps, also those behind one that failed; the first failure is the error.
+fn apply(netlink: &mut Netlink, steps: &[Step]) -> Result<Vec<Change>, KernelError> {
+    let mut changes = Vec::new();
+    let mut first_error = None;
+    for (step, outcome) in steps.iter().zip(netlink.apply(steps)?) {
+        match outcome {
+            Outcome::Done => changes.push(Change(step.to_string())),
+            Outcome::Satisfied => {}
+            Outcome::Failed(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    first_error.map_or(Ok(changes), Err)
 }

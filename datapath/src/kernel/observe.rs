@@ -1,7 +1,6 @@
 //! Asking the kernel what it holds.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::address::AddressMessage;
@@ -13,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use vpc::{Mac, RouteTable};
 
 use super::object::{Address, Family, Link, LinkRef, Neighbour, Route, Rule};
-use super::{KernelError, Netlink, message, parse};
+use super::{KernelError, Netlink, parse};
 
 /// The links of a namespace by number.
 #[derive(Debug, Clone, Default)]
@@ -52,17 +51,6 @@ impl Netlink {
         let found = self.dump("list links", &RouteNetlinkMessage::GetLink(question))?;
         let links = found.iter().filter_map(|message| parse::link(message));
         Ok(Links(links.map(|link| (link.index, link)).collect()))
-    }
-
-    pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
-        let failed = |cause: io::Error| KernelError::new(format!("look up link {name}"), cause);
-        let answers = self.exchange(&[message::get_link(name)]).map_err(failed)?;
-        let Some(answer) = answers.into_iter().next() else { return Ok(None) };
-        match answer.errno {
-            0 => Ok(answer.messages.first().and_then(|message| parse::link(message))),
-            libc::ENODEV => Ok(None),
-            errno => Err(failed(io::Error::from_raw_os_error(errno))),
-        }
     }
 
     pub(crate) fn addresses(&mut self, family: Family, links: &Links) -> Result<Vec<Address>, KernelError> {

@@ -1,6 +1,8 @@
 //! Network namespaces of a test's own, looked at with iproute2.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod node;
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
