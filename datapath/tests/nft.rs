@@ -76,6 +76,8 @@ fn awkward_blocks_and_marks_are_read_back_as_written() {
         (vec!["10.0.0.0/16", "100.64.0.0/10"], vec!["255.255.255.255/32", "0.0.0.0/32"], 0x8000_0000),
         (vec!["10.0.0.0/16"], vec!["10.1.2.3/16"], 0x180),
         (vec!["10.0.0.0/16"], vec![], 0xffff_ffff),
+        (vec!["10.0.0.0/16"], vec![], 0xf000_0000),
+        (vec!["10.0.0.0/16"], vec![], 1),
     ] {
         let node = Node::new();
         let mut wanted = Node::wanted();
@@ -113,6 +115,9 @@ impl Wires {
         node.vpc.write_sysctl("net/ipv4/conf/far1/rp_filter", "1");
         node.converge(&Node::wanted());
         pod::add(&pod_of("w0", "10.0.16.7", 2), &node.space.netns, &pod.netns).unwrap();
+        // A link carries packets a moment after it is up.
+        while !node.space.succeeds("ping -c 1 -W 1 -I 10.0.16.131 10.0.16.1") {}
+        while !pod.succeeds("ping -c 1 -W 1 10.0.16.131") {}
         Self { node, pod }
     }
 }

@@ -83,7 +83,10 @@ pub fn observe_and_converge(netlink: &mut Netlink, wanted: &HostNetwork) -> Resu
         return Err(HostError::VpcCidrsMissing);
     }
     let filter = Ruleset::of(wanted, &primary.name);
-    let filter_is_wrong = nft::observe()? != filter;
+    let filter_is_wrong = match (nft::observe()?, &filter) {
+        (Some(observed), Some(wanted)) => !observed.is_same(wanted),
+        (observed, wanted) => observed.is_some() || wanted.is_some(),
+    };
 
     let mut steps = plan::primary_steps(&observed, primary, options);
     steps.extend(plan::rule_steps(&observed.rules, options));

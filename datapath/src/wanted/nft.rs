@@ -67,6 +67,17 @@ impl Ruleset {
         Self(objects)
     }
 
+    /// Whether both say the same. Releases of nft differ in whether they list a single flag by
+    /// itself or in a list of one.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let canonical = |ruleset: &Self| {
+            let mut objects = ruleset.0.clone();
+            objects.iter_mut().for_each(list_flags);
+            objects
+        };
+        canonical(self) == canonical(other)
+    }
+
     /// One transaction that puts this in the place of whatever the table holds.
     #[must_use]
     pub fn transaction(&self) -> Value {
@@ -84,6 +95,22 @@ impl Ruleset {
     fn clearing() -> Vec<Value> {
         let table = json!({ "table": { "family": FAMILY, "name": TABLE } });
         vec![json!({ "add": table }), json!({ "delete": table })]
+    }
+}
+
+/// Puts every single flag in a list of one.
+fn list_flags(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(list_flags),
+        Value::Object(members) => {
+            for (key, member) in members {
+                if key == "flags" && member.is_string() {
+                    *member = json!([member.take()]);
+                }
+                list_flags(member);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -139,13 +166,25 @@ fn is_not_internal() -> Value {
     matches("!=", &json!({ "payload": { "protocol": "ip", "field": "daddr" } }), format!("@{INTERNAL}"))
 }
 
+/// Matches connections whose mark has `bits` among those of `mask`.
+///
+/// A mask of the highest bits is listed as a prefix, and one of all bits not at all.
+fn connection_mark_is(bits: u32, mask: u32) -> Value {
+    match mask.leading_ones() {
+        32 => matches("==", &ct("mark"), bits),
+        length if length == mask.count_ones() => {
+            matches("==", &ct("mark"), json!({ "prefix": { "addr": bits, "len": length } }))
+        }
+        _ => matches("==", &json!({ "&": [ct("mark"), mask] }), bits),
+    }
+}
+
 fn restore_mark(options: &HostOptions, primary_link: &str, pods: &str) -> Vec<Value> {
     let mark = options.connmark;
     let mut rules = Vec::new();
     let mut restore = |links: &str| {
-        let our_bits = json!({ "&": [ct("mark"), mark] });
         let from = matches("==", &meta("iifname"), links);
-        let with = |bits: u32| [from.clone(), matches("==", &our_bits, bits)];
+        let with = |bits: u32| [from.clone(), connection_mark_is(bits, mark)];
         // Two rules, as nft cannot combine a packet's mark with a connection's in one
         // expression, and the bits of others must stay.
         rules.push(rule(RESTORE_MARK, &[&with(mark)[..], &[set(&meta("mark"), "|", mark)]].concat()));
@@ -214,6 +253,17 @@ mod tests {
             elements(&["10.0.0.0/16", "10.0.3.0/24"], &["10.0.0.0/16", "192.168.7.7/32"]),
             json!([{ "prefix": { "addr": "10.0.0.0", "len": 16 } }, "192.168.7.7"])
         );
+    }
+
+    #[test]
+    fn a_flag_alone_and_a_list_of_one_are_the_same() {
+        let alone = Ruleset::listed(vec![json!({ "rule": { "expr": [{ "snat": { "flags": "random" } }] } })]);
+        let list =
+            Ruleset::listed(vec![json!({ "rule": { "expr": [{ "snat": { "flags": ["random"] } }] } })]);
+        let other = Ruleset::listed(vec![json!({ "rule": { "expr": [{ "snat": {} }] } })]);
+
+        assert!(alone.is_same(&list));
+        assert!(!alone.is_same(&other));
     }
 
     #[test]
