@@ -135,7 +135,6 @@ impl CloudBuilder {
             history: History::new(first),
             knobs: Knobs {
                 placement: self.placement,
-                imds_lag: Duration::ZERO,
                 attach_delay: Duration::ZERO,
                 detach_delay: Duration::ZERO,
             },

@@ -167,17 +167,17 @@ impl CloudHandle {
 
     /// The calls so far, oldest first.
     pub fn calls(&self) -> Vec<CallRecord> {
-        self.with(|cloud, _| cloud.log.records())
+        self.with(|cloud, _| cloud.calls())
     }
 
     /// Counts by action.
     pub fn counts(&self) -> BTreeMap<String, Count> {
-        self.with(|cloud, _| cloud.log.counts())
+        self.with(|cloud, _| cloud.counts())
     }
 
     /// Counts by action of one instance.
     pub fn counts_of(&self, instance: &str) -> BTreeMap<String, Count> {
-        self.with(|cloud, _| cloud.log.counts_of(instance))
+        self.with(|cloud, _| cloud.counts_of(instance))
     }
 
     /// Waits until `action` has been received `calls` times since the world began.
@@ -201,17 +201,17 @@ impl CloudHandle {
 
     /// Installs a fault.
     pub fn fault(&self, fault: Fault) -> FaultId {
-        self.with(|cloud, now| cloud.faults.add(now, fault))
+        self.with(|cloud, now| cloud.fault(now, fault))
     }
 
     /// Takes a fault away.
     pub fn clear_fault(&self, id: FaultId) {
-        self.with(|cloud, _| cloud.faults.remove(id));
+        self.with(|cloud, _| cloud.clear_fault(id));
     }
 
     /// Takes all faults away.
     pub fn clear_faults(&self) {
-        self.with(|cloud, _| cloud.faults.clear());
+        self.with(|cloud, _| cloud.clear_faults());
     }
 
     /// Holds calls of `action` at `point` until the gate lets them through.
@@ -222,42 +222,43 @@ impl CloudHandle {
     /// Makes an action slow; `*` stands for all EC2 actions without a latency of their own, and
     /// [`super::IMDS`] for IMDS.
     pub fn set_latency(&self, action: &str, latency: impl Into<Latency>) {
-        self.with(|cloud, _| cloud.latencies.set(action, latency.into()));
+        self.with(|cloud, _| cloud.set_latency(action, latency));
     }
 
     /// Limits the rate of a class of actions, or lifts the limit.
     pub fn set_bucket(&self, class: ActionClass, spec: Option<BucketSpec>) {
-        self.with(|cloud, now| cloud.buckets.set(now, class, spec));
+        self.with(|cloud, now| cloud.set_bucket(now, class, spec));
     }
 
-    /// Lets IMDS show the state of so long ago.
+    /// Lets IMDS show the state of so long ago. A lag that grows makes it stand still for a
+    /// while; it does not take back what it has shown.
     pub fn set_imds_lag(&self, lag: Duration) {
-        self.with(|cloud, _| cloud.knobs.imds_lag = lag);
+        self.with(|cloud, now| cloud.set_imds_lag(now, lag));
     }
 
     /// How long an attachment stays `attaching`.
     pub fn set_attach_delay(&self, delay: Duration) {
-        self.with(|cloud, _| cloud.knobs.attach_delay = delay);
+        self.with(|cloud, _| cloud.set_attach_delay(delay));
     }
 
     /// How long an attachment stays `detaching`.
     pub fn set_detach_delay(&self, delay: Duration) {
-        self.with(|cloud, _| cloud.knobs.detach_delay = delay);
+        self.with(|cloud, _| cloud.set_detach_delay(delay));
     }
 
     /// How long credentials issued from now on are good for.
     pub fn set_credential_lifetime(&self, lifetime: Duration) {
-        self.with(|cloud, _| cloud.keyring.lifetime = lifetime);
+        self.with(|cloud, _| cloud.set_credential_lifetime(lifetime));
     }
 
     /// What IMDS does when asked for credentials.
     pub fn set_role_credentials(&self, mode: RoleCredentials) {
-        self.with(|cloud, _| cloud.keyring.mode = mode);
+        self.with(|cloud, _| cloud.set_role_credentials(mode));
     }
 
     /// Ends every session of the instance's role at once.
     pub fn expire_credentials(&self, instance: &str) {
-        self.with(|cloud, now| cloud.keyring.expire(now, instance));
+        self.with(|cloud, now| cloud.expire_credentials(now, instance));
     }
 
     /// Whether the IMDS of `instance` also answers without a session token.
@@ -267,7 +268,7 @@ impl CloudHandle {
 
     /// Teaches the world an instance type.
     pub fn add_instance_type(&self, instance_type: InstanceType) {
-        self.with(|cloud, _| cloud.types.insert(instance_type.name.clone(), instance_type));
+        self.with(|cloud, _| cloud.add_instance_type(instance_type));
     }
 
     /// Replaces the VPC's ranges.

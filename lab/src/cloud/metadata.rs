@@ -23,8 +23,7 @@ impl Cloud {
             return Err(not_found());
         }
         // However long the lag, an instance knows itself as it was started.
-        let when = now.saturating_sub(self.knobs.imds_lag).max(instance.launched);
-        let snapshot = self.history.at(when);
+        let snapshot = self.history.shown(now, instance.launched);
         let instance = snapshot.instances.get(instance_id).cloned().ok_or_else(not_found)?;
         let mut tree = self.tree(&snapshot, &instance);
         if path.starts_with("/latest/meta-data/iam") {

@@ -17,6 +17,7 @@ mod handle;
 mod history;
 mod ids;
 mod instance;
+mod knobs;
 mod latency;
 mod limits;
 mod log;

@@ -55,7 +55,6 @@ pub struct Cloud {
 #[derive(Debug, Clone)]
 pub(super) struct Knobs {
     pub(super) placement: Placement,
-    pub(super) imds_lag: Duration,
     pub(super) attach_delay: Duration,
     pub(super) detach_delay: Duration,
 }
@@ -339,6 +338,7 @@ impl Cloud {
 
     pub(super) fn drop_eni(&mut self, id: &str) {
         let Some(eni) = self.enis.remove(id) else { return };
+        self.client_tokens.retain(|_, (_, eni_id)| eni_id != id);
         if let Some(space) = self.space.get_mut(&eni.subnet_id) {
             for ip in &eni.addresses {
                 space.release(ip.address);

@@ -85,8 +85,8 @@ fn an_eni_in_use_stays_and_a_detached_one_goes() {
 #[test]
 fn attaching_and_detaching_take_their_time() {
     let mut world = World::new("m5.large");
-    world.cloud.knobs.attach_delay = Duration::from_secs(2);
-    world.cloud.knobs.detach_delay = Duration::from_secs(3);
+    world.cloud.set_attach_delay(Duration::from_secs(2));
+    world.cloud.set_detach_delay(Duration::from_secs(3));
     let eni = world.eni(0);
     let attachment_id = world.attach(&eni, 1);
     let state = |world: &mut World| {

@@ -22,13 +22,12 @@ impl World {
     }
 
     fn fault(&mut self, fault: Fault) {
-        self.cloud.faults.add(self.now, fault);
+        self.cloud.fault(self.now, fault);
     }
 
     fn role(&mut self) -> Caller {
         let id = self.instance.id.clone();
-        let (keyring, dice) = (&mut self.cloud.keyring, &mut self.cloud.dice);
-        let it = keyring.for_instance(self.now, &id, dice).unwrap();
+        let it = self.cloud.role_credentials(self.now, &id).unwrap();
         Caller { access_key: Some(it.access_key), token: it.token }
     }
 }
@@ -36,8 +35,8 @@ impl World {
 #[test]
 fn imds_shows_what_was_true_a_lag_ago() {
     let mut world = World::new("m5.large");
-    world.cloud.knobs.imds_lag = Duration::from_secs(30);
     world.pass(Duration::from_secs(100));
+    world.cloud.set_imds_lag(world.now, Duration::from_secs(30));
     let eni = world.eni(2);
     world.attach(&eni, 1);
     let path = format!("/latest/meta-data/network/interfaces/macs/{}/local-ipv4s", eni.mac);
@@ -52,10 +51,37 @@ fn imds_shows_what_was_true_a_lag_ago() {
 }
 
 #[test]
+fn a_lag_that_grows_stops_imds_but_takes_nothing_back() {
+    let mut world = World::new("m5.large");
+    let macs =
+        |world: &mut World| world.imds("/latest/meta-data/network/interfaces/macs").unwrap().lines().count();
+    let at = |world: &mut World, seconds| world.now = Duration::from_secs(seconds);
+    at(&mut world, 50);
+    let first = world.eni(0);
+    world.attach(&first, 1);
+    at(&mut world, 60);
+    world.cloud.set_imds_lag(world.now, Duration::from_secs(30));
+    assert_eq!(macs(&mut world), 2);
+
+    at(&mut world, 70);
+    let second = world.eni(0);
+    let attachment_id = world.attach(&second, 2);
+    assert_eq!(macs(&mut world), 2);
+    at(&mut world, 99);
+    let detach = DetachNetworkInterface { attachment_id, force: false };
+    world.ask(Request::DetachNetworkInterface(detach)).unwrap();
+    assert_eq!(macs(&mut world), 2);
+    at(&mut world, 100);
+    assert_eq!(macs(&mut world), 3);
+    at(&mut world, 129);
+    assert_eq!(macs(&mut world), 2);
+}
+
+#[test]
 fn a_new_instance_knows_itself_however_long_the_lag() {
     let mut world = World::new("m5.large");
     world.pass(Duration::from_secs(100));
-    world.cloud.knobs.imds_lag = Duration::from_secs(60);
+    world.cloud.set_imds_lag(world.now, Duration::from_secs(60));
     let subnet_id = world.instance.subnet_id.clone();
     let spec = LaunchSpec { instance_type: "m5.large".to_owned(), subnet_id, ..LaunchSpec::default() };
     world.instance = world.cloud.run_instance(world.now, spec).unwrap();
@@ -83,7 +109,7 @@ fn imds_lists_directories_and_leaves_out_what_is_not_there() {
         Ok("availability-zone\navailability-zone-id\nregion".to_owned())
     });
     assert_eq!(world.imds("/latest/meta-data/iam/security-credentials/"), Ok("lab-node".to_owned()));
-    world.cloud.keyring.mode = RoleCredentials::Missing;
+    world.cloud.set_role_credentials(RoleCredentials::Missing);
     assert_eq!(world.imds("/latest/meta-data/iam/security-credentials/"), Err(404));
 }
 
@@ -127,7 +153,7 @@ fn a_lost_answer_means_work_done_and_a_dropped_request_means_none() {
     assert_eq!((world.call(&create).as_str(), enis(&world)), ("closed", 2));
     assert_eq!((world.call(&create).as_str(), enis(&world)), ("never", 2));
     assert_eq!((world.call(&create).as_str(), enis(&world)), ("ok", 3));
-    let outcomes: Vec<_> = world.cloud.log.records().into_iter().filter_map(|it| it.outcome).collect();
+    let outcomes: Vec<_> = world.cloud.calls().into_iter().filter_map(|it| it.outcome).collect();
     assert_eq!(outcomes, [Outcome::AnswerLost, Outcome::Dropped, Outcome::Hung, Outcome::Success]);
 }
 
@@ -142,8 +168,8 @@ fn a_fault_ends_with_its_time_and_minds_its_condition() {
     world.pass(Duration::from_secs(10));
     assert_eq!(world.call(&describe()), "ok");
     assert_eq!(world.call_as(&role, &describe()), "UnauthorizedOperation");
-    assert_eq!(world.cloud.log.count_of("DescribeNetworkInterfaces").throttled, 1);
-    let of_node = world.cloud.log.counts_of(&world.instance.id);
+    assert_eq!(world.cloud.counts()["DescribeNetworkInterfaces"].throttled, 1);
+    let of_node = world.cloud.counts_of(&world.instance.id);
     assert_eq!(of_node["DescribeNetworkInterfaces"].received, 1);
 }
 
@@ -151,7 +177,7 @@ fn a_fault_ends_with_its_time_and_minds_its_condition() {
 fn changing_and_reading_drain_different_buckets() {
     let mut world = World::new("m5.large");
     let spec = BucketSpec { capacity: 1.0, refill: 0.1 };
-    world.cloud.buckets.set(world.now, ActionClass::Describe, Some(spec));
+    world.cloud.set_bucket(world.now, ActionClass::Describe, Some(spec));
     let eni = world.eni(0);
     let delete = Request::DeleteNetworkInterface { eni_id: eni.id.clone() };
 
@@ -165,7 +191,7 @@ fn changing_and_reading_drain_different_buckets() {
 #[test]
 fn only_known_and_current_credentials_are_let_in() {
     let mut world = World::new("m5.large");
-    world.cloud.keyring.lifetime = Duration::from_secs(3600);
+    world.cloud.set_credential_lifetime(Duration::from_secs(3600));
     let role = world.role();
     let stranger = Caller { access_key: Some("AKIAWHO".to_owned()), token: None };
     let tokenless = Caller { token: None, ..role.clone() };
@@ -183,7 +209,7 @@ fn only_known_and_current_credentials_are_let_in() {
 #[test]
 fn credentials_rotate_before_their_end_unless_told_to_go_stale() {
     let mut world = World::new("m5.large");
-    world.cloud.keyring.lifetime = Duration::from_secs(3600);
+    world.cloud.set_credential_lifetime(Duration::from_secs(3600));
     let first = world.role();
 
     world.pass(Duration::from_secs(3290));
@@ -192,7 +218,7 @@ fn credentials_rotate_before_their_end_unless_told_to_go_stale() {
     let second = world.role();
     assert_ne!(second, first);
     assert_eq!(world.call_as(&first, &describe()), "ok", "the old one lives to its end");
-    world.cloud.keyring.mode = RoleCredentials::Stale;
+    world.cloud.set_role_credentials(RoleCredentials::Stale);
     world.pass(Duration::from_secs(4000));
     assert_eq!(world.role(), second);
     assert_eq!(world.call_as(&second, &describe()), "RequestExpired");

@@ -48,7 +48,7 @@ impl Teller<'_> {
                 xml.text("return", true);
             }
             Response::InstanceTypes(listing) => {
-                page(xml, "instanceTypeSet", listing, |xml, it| instance_type(xml, it));
+                page(xml, "instanceTypeSet", listing, instance_type);
             }
             Response::Instances(listing) => {
                 page(xml, "reservationSet", listing, |xml, it| self.reservation(xml, it));
