@@ -1,0 +1,5 @@
+//! The verbs that run once and end; the daemon itself is not among them.
+
+pub(crate) mod init_node;
+pub(crate) mod max_pods;
+pub(crate) mod probe;
