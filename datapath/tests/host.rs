@@ -1,4 +1,5 @@
 //! A node's own network, made in real namespaces and looked at with `ip`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world is not as expected")]
 
 mod support;
 

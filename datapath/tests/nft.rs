@@ -1,4 +1,5 @@
 //! The node's packet filter: what it holds, and what it does to packets.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world is not as expected")]
 
 mod support;
 

@@ -30,12 +30,12 @@ pub enum NetnsError {
         cause: Errno,
     },
     /// Something else than a namespace is at the path.
-    #[error("unknown FS magic on {path:?}: {magic:x}: expected a network namespace")]
+    #[error("unknown FS magic on {path:?}: {magic}: expected a network namespace")]
     NotANamespace {
         /// Where a namespace was expected.
         path: PathBuf,
-        /// The magic number of the file system found there.
-        magic: i64,
+        /// The magic number of the file system found there, in hexadecimal digits.
+        magic: String,
     },
     /// The namespace cannot be opened.
     #[error("open network namespace {path:?}: {cause}")]
@@ -85,7 +85,7 @@ impl Netns {
         let found = statfs(path).map_err(|cause| NetnsError::Missing { path: path.to_owned(), cause })?;
         let FsType(magic) = found.filesystem_type();
         if FsType(magic) != NSFS_MAGIC && FsType(magic) != PROC_SUPER_MAGIC {
-            return Err(NetnsError::NotANamespace { path: path.to_owned(), magic: i64::from(magic) });
+            return Err(NetnsError::NotANamespace { path: path.to_owned(), magic: format!("{magic:x}") });
         }
         let file = File::open(path).map_err(|cause| NetnsError::Open { path: path.to_owned(), cause })?;
         Ok(Self { file, path: path.to_owned() })

@@ -1,5 +1,6 @@
 //! Network namespaces of a test's own, looked at with iproute2.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world is not as expected")]
 
 pub(crate) mod node;
 
