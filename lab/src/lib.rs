@@ -3,3 +3,4 @@
 
 pub mod cloud;
 pub mod front;
+pub mod world;

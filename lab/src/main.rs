@@ -1,2 +1,9 @@
-//! main
-fn main() {}
+//! The command line of the lab.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

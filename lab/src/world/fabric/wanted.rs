@@ -1,0 +1,136 @@
+//! What the wires should look like for a state of the cloud. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::cloud::{AttachmentStatus, Eni, Snapshot};
+
+/// Where the internet begins, seen from the VPC.
+pub(crate) const INTERNET_LINK: &str = "internet";
+/// The internet's end of that link.
+pub(crate) const INTERNET_SIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+/// The VPC's end.
+pub(crate) const VPC_SIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+/// Jumbo frames, as between instances.
+pub(crate) const VPC_MTU: u16 = 9001;
+
+/// One attached ENI as a pair of links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// The link in the `vpc` namespace.
+    pub(crate) far: String,
+    /// The node's namespace, by name.
+    pub(crate) node: String,
+    /// The link in the node.
+    pub(crate) near: String,
+    /// The ENI's MAC address, which the near end has.
+    pub(crate) mac: String,
+    /// The ENI's first address.
+    pub(crate) primary: Ipv4Addr,
+    /// Prefix length of the subnet.
+    pub(crate) length: u8,
+    /// The subnet's router.
+    pub(crate) gateway: Ipv4Addr,
+    /// Everything else that is routed to the ENI.
+    pub(crate) others: BTreeSet<Ipv4Net>,
+    /// Whether source and destination are checked.
+    pub(crate) is_checked: bool,
+    /// Whether it is the instance's first ENI, which the image configures.
+    pub(crate) is_first: bool,
+}
+
+impl Wire {
+    /// Written on the far end, so that a look at it tells whether it still joins the same things.
+    pub(crate) fn label(&self) -> String {
+        format!("{}/{}/{}/{}", self.node, self.near, self.mac, self.primary)
+    }
+
+    /// All that may be source or destination of the ENI's packets.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = Ipv4Net> + '_ {
+        std::iter::once(Ipv4Net::from(self.primary)).chain(self.others.iter().copied())
+    }
+}
+
+/// The wires of the whole VPC.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// By far end.
+    pub(crate) wires: BTreeMap<String, Wire>,
+    /// Ranges whose unused addresses lead nowhere, instead of to the internet.
+    pub(crate) cidrs: BTreeSet<Ipv4Net>,
+}
+
+impl Wanted {
+    /// What `snapshot` asks for; `nodes` gives the namespace of each instance that has one.
+    pub(crate) fn of(snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Wanted {
+        let wires = snapshot.enis.values().filter_map(|eni| wire(eni, snapshot, nodes));
+        Wanted {
+            wires: wires.map(|wire| (wire.far.clone(), wire)).collect(),
+            cidrs: snapshot.vpc.cidrs.iter().map(Ipv4Net::trunc).collect(),
+        }
+    }
+
+    /// The elements of the VPC's source/destination check, as one nft transaction.
+    pub(crate) fn checks(&self) -> String {
+        let mut text = String::from("flush set ip fabric owned\nflush set ip fabric unchecked\n");
+        for wire in self.wires.values() {
+            for net in wire.owned() {
+                let _ = writeln!(text, "add element ip fabric owned {{ \"{}\" . {} }}", wire.far, plain(net));
+            }
+            if !wire.is_checked {
+                let _ = writeln!(text, "add element ip fabric unchecked {{ \"{}\" }}", wire.far);
+            }
+        }
+        text
+    }
+
+    /// The addresses that can have a public one, as one nft transaction.
+    pub(crate) fn public(&self) -> String {
+        let mut text = String::from("flush set ip internet public\n");
+        for wire in self.wires.values().filter(|it| it.is_first) {
+            let _ = writeln!(text, "add element ip internet public {{ {} }}", wire.primary);
+        }
+        text
+    }
+}
+
+/// A network as `ip` and `nft` print it: a single address without its length.
+pub(crate) fn plain(net: Ipv4Net) -> String {
+    if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
+}
+
+/// The link name in the VPC of an ENI: the end of its id, which is the random part.
+pub(crate) fn far_end(eni: &str) -> String {
+    let random = eni.trim_start_matches("eni-");
+    let from = random.len().saturating_sub(13);
+    format!("e-{}", random.get(from..).unwrap_or(random))
+}
+
+/// The kernel's name for the ENI at a device index. Cards after the first continue far away, so
+/// that no attachment order changes a name.
+pub(crate) fn near_end(card: u16, index: u16) -> String {
+    format!("eth{}", u32::from(card) * 32 + u32::from(index))
+}
+
+fn wire(eni: &Eni, snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Option<Wire> {
+    let attachment = eni.attachment.as_ref().filter(|it| it.status == AttachmentStatus::Attached)?;
+    let node = nodes.get(&attachment.instance_id)?;
+    let cidr = snapshot.subnets.get(&eni.subnet_id)?.cidr;
+    let primary = eni.primary_ip();
+    let single = eni.addresses.iter().map(|it| it.address).filter(|it| *it != primary).map(Ipv4Net::from);
+    Some(Wire {
+        far: far_end(&eni.id),
+        node: node.clone(),
+        near: near_end(attachment.network_card, attachment.device_index),
+        mac: eni.mac.clone(),
+        primary,
+        length: cidr.prefix_len(),
+        gateway: Ipv4Addr::from(u32::from(cidr.network()).saturating_add(1)),
+        others: single.chain(eni.prefixes.iter().map(Ipv4Net::trunc)).collect(),
+        is_checked: eni.source_dest_check,
+        is_first: attachment.network_card == 0 && attachment.device_index == 0,
+    })
+}
