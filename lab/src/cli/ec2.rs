@@ -25,12 +25,8 @@ pub(crate) struct Ec2Args {
 
 /// Serves until interrupted.
 pub(crate) async fn run(args: Ec2Args) -> anyhow::Result<()> {
-    let options = Standalone {
-        ec2: args.listen,
-        imds: args.imds,
-        instance_type: args.instance_type,
-        seed: args.seed,
-    };
+    let options =
+        Standalone { ec2: args.listen, imds: args.imds, instance_type: args.instance_type, seed: args.seed };
     tokio::select! {
         ended = standalone(options, announce) => ended,
         interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),

@@ -4,6 +4,7 @@ mod addresses;
 mod attachments;
 mod describe;
 mod handle;
+mod invariants;
 mod troubles;
 
 use std::sync::Arc;
