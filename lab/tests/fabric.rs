@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::cloud::{
-    AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, DetachNetworkInterface, Request, Response,
+    AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, DetachNetworkInterface,
+    Request, Response,
 };
 use lab::world::{Drops, ECHO_PORT, INTERNET_ECHO, Lab, at};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -115,7 +116,8 @@ async fn enis_come_and_go() -> Result<()> {
     let node = &lab.nodes()[0];
     let subnet_id = node.instance().subnet_id.clone();
     let create = CreateNetworkInterface { subnet_id, ..CreateNetworkInterface::default() };
-    let Response::Created { eni, .. } = lab.cloud().ask(Request::CreateNetworkInterface(create)).await? else {
+    let Response::Created { eni, .. } = lab.cloud().ask(Request::CreateNetworkInterface(create)).await?
+    else {
         anyhow::bail!("not the answer to a creation");
     };
 
@@ -132,7 +134,9 @@ async fn enis_come_and_go() -> Result<()> {
     ensure!(link[0]["address"] == eni.mac.as_str() && link[0]["mtu"] == 9001, "{link}");
     ensure!(link[0]["operstate"] == "DOWN" && link[0]["addr_info"] == serde_json::json!([]), "{link}");
 
-    let Response::Attached { attachment_id, .. } = attached else { anyhow::bail!("not the answer to an attachment") };
+    let Response::Attached { attachment_id, .. } = attached else {
+        anyhow::bail!("not the answer to an attachment")
+    };
     let detach = DetachNetworkInterface { attachment_id, force: false };
     lab.cloud().ask(Request::DetachNetworkInterface(detach)).await?;
     lab.settled().await?;
@@ -157,7 +161,8 @@ async fn addresses_follow_the_cloud() -> Result<()> {
 async fn directories_are_the_nodes_own() -> Result<()> {
     let lab = two_nodes().await?;
     let [one, two] = lab.nodes() else { unreachable!("two were asked for") };
-    let files = ["/run/mark", "/var/run/aws-node/mark", "/opt/cni/bin/mark", "/etc/cni/net.d/mark", "/var/log/mark"];
+    let files =
+        ["/run/mark", "/var/run/aws-node/mark", "/opt/cni/bin/mark", "/etc/cni/net.d/mark", "/var/log/mark"];
 
     for file in files {
         one.exec(&["touch", file]).await?;

@@ -63,10 +63,8 @@ impl Fabric {
             place.sysctl("ipv4/conf/default/rp_filter", "0")?;
         }
         vpc.sysctl("ipv4/ip_forward", "1")?;
-        // Neighbours of the same subnet sit behind the router: it answers ARP for them, at once.
-        // The default only reaches links that are made later, and `all` those that are there.
+        // Neighbours of the same subnet sit behind the router: it answers ARP for them.
         vpc.sysctl("ipv4/conf/all/proxy_arp", "1")?;
-        vpc.sysctl("ipv4/neigh/default/proxy_delay", "0")?;
         vpc.ip_batch(&format!(
             "link set lo up\n\
              link add {INTERNET_LINK} type veth peer name vpc netns {internet_name}\n\
@@ -134,6 +132,13 @@ impl Fabric {
             tokio::try_join!(self.vpc.ip(&["-j", "link", "show"]), self.vpc.ip(&["-j", "route", "show"]))?;
         let steps = plan(&wanted, &Observed::read(&links, &routes)?);
         self.vpc.ip_batch(&vpc_lines(&steps)).await?;
+
+        for step in &steps {
+            if let Step::Wire(wire) = step {
+                // At once: the kernel would wait up to 0.8 s, and has no default to set.
+                self.vpc.sysctl(&format!("ipv4/neigh/{}/proxy_delay", wire.far), "0")?;
+            }
+        }
 
         let checks = wanted.checks();
         if checks != state.checks {
