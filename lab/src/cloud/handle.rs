@@ -72,7 +72,12 @@ impl CloudHandle {
         let version = cloud.snapshot().version;
         let next = cloud.next_transition();
         drop(cloud);
-        self.0.version.send_if_modified(|it| std::mem::replace(it, version) != version);
+        // Outside of the lock the announcements of two changes may overtake each other.
+        self.0.version.send_if_modified(|it| {
+            let is_newer = version > *it;
+            *it = version.max(*it);
+            is_newer
+        });
         if let Some(due) = next {
             self.wake_at(due);
         }

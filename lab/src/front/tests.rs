@@ -236,3 +236,28 @@ async fn a_fault_on_imds_reaches_its_clients() {
     assert_eq!(site.metadata("/latest/meta-data/mac", None).await.status, 500);
     assert_eq!(site.metadata("/latest/meta-data/mac", None).await.status, 200);
 }
+
+#[tokio::test]
+async fn the_fronts_stand_alone() {
+    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let instance_type = "x9lab.large".to_owned();
+    let options = Standalone { ec2: anywhere, imds: anywhere, instance_type, seed: 3 };
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let ready = move |cloud: &CloudHandle, id: &str, ec2, imds| {
+        let instance = cloud.snapshot().instances[id].clone();
+        tell.send(Site { cloud: cloud.clone(), instance, ec2, imds }).ok().unwrap();
+    };
+    let serving = tokio::spawn(standalone(options, ready));
+    let site = told.await.unwrap();
+
+    let token = site.token().await;
+    let answer = site.metadata("/latest/meta-data/instance-type", Some(&token)).await;
+    assert_eq!(answer.body, "x9lab.large");
+    assert_eq!(site.ask("Action=DescribeInstances").await.status, 200);
+
+    serving.abort();
+    let unknown =
+        Standalone { ec2: anywhere, imds: anywhere, instance_type: "m5.nonsense".to_owned(), seed: 3 };
+    let error = standalone(unknown, |_, _, _, _| ()).await.unwrap_err();
+    assert!(format!("{error:#}").starts_with("start an instance of type m5.nonsense: "), "{error:#}");
+}

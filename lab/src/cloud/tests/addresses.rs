@@ -1,3 +1,5 @@
+//! Addresses and prefixes: limits, fragmentation, idempotency.
+
 use super::*;
 
 #[test]

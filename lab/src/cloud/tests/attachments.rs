@@ -1,3 +1,5 @@
+//! Attaching and detaching: limits, delays, refusals.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Filters, pages and tags.
+
 use super::*;
 
 fn filter(name: &str, values: &[&str]) -> Filter {
