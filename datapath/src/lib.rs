@@ -4,7 +4,7 @@
 //! values in [`wanted`] and the plans made of them are pure; [`kernel`] is the thin part that
 //! talks to netlink, nft and /proc. [`pod`] is what the plugin calls, [`host`] and [`evidence`]
 //! what the daemon calls.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 pub mod evidence;
 pub mod host;

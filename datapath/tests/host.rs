@@ -213,6 +213,18 @@ fn a_missing_primary_link_is_an_error_that_names_its_address() {
 }
 
 #[test]
+fn an_error_repeats_what_the_kernel_explains() {
+    let node = Node::new();
+    let mut wanted = Node::wanted();
+    wanted.options.eni_mtu = 100_000;
+
+    assert_eq!(
+        node.try_converge(&wanted).unwrap_err().to_string(),
+        "set mtu of link eth0 to 100000: Invalid argument (os error 22) (mtu greater than device maximum)"
+    );
+}
+
+#[test]
 fn an_eni_that_left_is_forgotten() {
     let node = Node::new();
     let mut netlink = node.space.netlink();

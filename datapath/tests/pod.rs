@@ -177,6 +177,31 @@ fn a_failure_in_the_pod_takes_back_what_was_made() {
 }
 
 #[test]
+fn a_pair_that_the_kernel_refuses_is_named_with_both_ends() {
+    let (host, sandbox) = (Space::new(), Space::new());
+    let mut wanted = pod_of("sample-pod", "10.0.1.7", 254);
+    wanted.interfaces[0].mtu = 100_000;
+
+    assert_eq!(
+        pod::add(&wanted, &host.netns, &sandbox.netns).unwrap_err().to_string(),
+        "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: \
+         create veth eth0 with peer enicc21c2d7785: Invalid argument (os error 22)"
+    );
+}
+
+#[test]
+fn many_leftovers_of_an_address_are_all_deleted() {
+    let host = Space::new();
+    for table in 3..9 {
+        host.run(&format!("ip rule add from 10.0.1.7 lookup {table} priority 1536"));
+    }
+
+    pod::delete(&mut host.netlink(), &[(address("10.0.1.7"), RouteTable(0))]).unwrap();
+
+    assert_eq!(host.rules(), Vec::<String>::new());
+}
+
+#[test]
 fn a_failure_of_the_second_interface_takes_back_the_first() {
     let (host, sandbox) = (Space::new(), Space::new());
     let mut wanted = pod_of("sample-pod", "10.0.1.7", 2);

@@ -58,12 +58,12 @@ pub enum EniSetupError {
     #[error("set up ENI {0}: the main route table belongs to the primary ENI")]
     MainTable(Mac),
     /// The kernel refused.
-    #[error("set up ENI {mac}: {source}")]
+    #[error("set up ENI {mac}: {cause}")]
     Kernel {
         /// Which ENI.
         mac: Mac,
         /// What the kernel said.
-        source: KernelError,
+        cause: KernelError,
     },
 }
 
@@ -114,7 +114,7 @@ pub fn set_up_eni(
     eni: &EniNetwork,
     options: &HostOptions,
 ) -> Result<Vec<Change>, EniSetupError> {
-    let failed = |source| EniSetupError::Kernel { mac: eni.mac, source };
+    let failed = |cause| EniSetupError::Kernel { mac: eni.mac, cause };
     let observed = Observed::read(netlink).map_err(failed)?;
     let steps = plan_eni(&observed, eni, options)?;
     apply(netlink, &steps).map_err(failed)

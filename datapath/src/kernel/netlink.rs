@@ -209,8 +209,8 @@ impl Netlink {
         }
         match errno {
             0 => Ok((!was_interrupted).then_some(found)),
-            // A table that holds nothing does not exist.
-            libc::ENOENT => Ok(Some(Vec::new())),
+            // A table that holds nothing does not exist, nor does a family that the kernel lacks.
+            libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP => Ok(Some(Vec::new())),
             libc::EINTR => Ok(None),
             errno => Err(KernelError { explanation, ..failed(io::Error::from_raw_os_error(errno)) }),
         }

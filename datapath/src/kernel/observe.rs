@@ -58,7 +58,9 @@ impl Netlink {
         question.header.family = code(family);
         let found = self.dump("list addresses", &RouteNetlinkMessage::GetAddress(question))?;
         let addresses = found.iter().filter_map(|message| parse::address(message));
+        // Of a family that it lacks the kernel tells as of any.
         Ok(addresses
+            .filter(|raw| Family::of(raw.net.addr()) == family)
             .map(|raw| Address { link: links.reference(raw.link), net: raw.net, broadcast: raw.broadcast })
             .collect())
     }
@@ -78,6 +80,7 @@ impl Netlink {
         let found = self.dump("list routes", &RouteNetlinkMessage::GetRoute(question))?;
         let routes = found.iter().filter_map(|message| parse::route(message));
         Ok(routes
+            .filter(|raw| Family::of(raw.destination.addr()) == family)
             .filter(|raw| table.is_none_or(|table| raw.table == table))
             .map(|raw| Route {
                 destination: raw.destination,
@@ -94,7 +97,8 @@ impl Netlink {
         let mut question = RuleMessage::default();
         question.header.family = code(family);
         let found = self.dump("list rules", &RouteNetlinkMessage::GetRule(question))?;
-        Ok(found.iter().filter_map(|message| parse::rule(message)).collect())
+        let rules = found.iter().filter_map(|message| parse::rule(message));
+        Ok(rules.filter(|rule| rule.family == family).collect())
     }
 
     /// The permanent neighbours.

@@ -85,7 +85,7 @@ impl Wiring<'_> {
             outcome => outcome,
         }
         .map_err(|error| match error {
-            PairError::HostNameTaken => PodError::PodSide(KernelError::new(
+            PairError::HostNameTaken => PodError::Pair(KernelError::new(
                 format!("create link {}", interface.host_veth),
                 io::Error::from_raw_os_error(libc::EEXIST),
             )),
@@ -102,8 +102,7 @@ impl Wiring<'_> {
             mtu: interface.mtu,
         };
         let action = || format!("create veth {} with peer {}", pair.container, pair.host);
-        let failed =
-            |cause: io::Error| PairError::Other(PodError::PodSide(KernelError::new(action(), cause)));
+        let failed = |cause: io::Error| PairError::Other(PodError::Pair(KernelError::new(action(), cause)));
         let mut answers = self
             .in_pod
             .exchange(&[pair.request(self.host.as_fd()), get_link(&pair.container)])
@@ -118,7 +117,7 @@ impl Wiring<'_> {
             }
             libc::EEXIST => return Err(PairError::HostNameTaken),
             errno => {
-                return Err(PairError::Other(PodError::PodSide(KernelError {
+                return Err(PairError::Other(PodError::Pair(KernelError {
                     action: action(),
                     cause: io::Error::from_raw_os_error(errno),
                     explanation: created.explanation,

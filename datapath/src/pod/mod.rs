@@ -16,12 +16,13 @@ pub use delete::delete;
 
 /// Why a pod's network could not be built or looked at. Whatever was made has been undone.
 ///
-/// The texts begin as amazon-vpc-cni-k8s words them, since people search for these.
+/// The texts begin as amazon-vpc-cni-k8s words them, since people search for these, and hold the
+/// cause; there is no chain behind them.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// A namespace cannot be used.
     #[error("SetupPodNetwork: failed to setup veth pair: failed to setup veth network: {0}")]
-    Netns(#[from] NetnsError),
+    Netns(NetnsError),
     /// The pod has an interface of that name already.
     #[error(
         "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: file exists: \
@@ -42,17 +43,26 @@ pub enum PodError {
         /// An address that a route leads to through it.
         address: IpAddr,
     },
+    /// The veth pair could not be made.
+    #[error("SetupPodNetwork: failed to setup veth pair: failed to setup veth network: {0}")]
+    Pair(KernelError),
     /// The pod's side could not be made.
     #[error(
         "SetupPodNetwork: failed to setup veth pair: failed to setup veth network: setup NS network: {0}"
     )]
-    PodSide(#[source] KernelError),
+    PodSide(KernelError),
     /// The host's side could not be made.
-    #[error("SetupPodNetwork: unable to setup pod-host route or rules: {0}")]
-    HostSide(#[source] KernelError),
+    #[error("SetupPodNetwork: unable to setup IP based container routes and rules: {0}")]
+    HostSide(KernelError),
     /// The kernel could not be asked.
     #[error("look at pod network: {0}")]
-    Observe(#[source] KernelError),
+    Observe(KernelError),
+}
+
+impl From<NetnsError> for PodError {
+    fn from(error: NetnsError) -> Self {
+        Self::Netns(error)
+    }
 }
 
 /// What a pod lacks, or has otherwise than wanted.
