@@ -1,5 +1,7 @@
 //! The plugin as a runtime executes it, against daemons of every temper.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its world should fail at once")]
+
 mod world;
 
 use std::io::{Read as _, Write as _};
@@ -430,4 +432,29 @@ fn a_call_leaves_one_line_in_the_log_and_needs_no_log() {
         (&line["level"], &line["pod"], &line["address"]),
         (&"info".into(), &"default/sample-pod".into(), &"10.0.1.31".into())
     );
+}
+
+/// Run by hand: `cargo test --release -p cni-plugin --test process -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints how long calls take"]
+fn calls_are_fast() {
+    let Some(mut world) = World::new() else { return };
+    world.serve(&Fake::giving("10.0.1.31", 1, 2));
+    let log = world.path("plugin.log");
+    let config = config("0.4.0", &format!(r#","pluginLogFile":"{}""#, log.display()));
+    for _ in 0..100 {
+        world.call("ADD", &[], &config).success();
+        world.call("DEL", &[], &config).success();
+        world.output("ip -n pod link del eth0");
+    }
+
+    let mut times = [Vec::new(), Vec::new()];
+    for line in std::fs::read_to_string(log).unwrap().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        times[usize::from(line["verb"] == "DEL")].push(line["durationMs"].as_f64().unwrap());
+    }
+    for (verb, mut times) in ["ADD", "DEL"].into_iter().zip(times) {
+        times.sort_by(f64::total_cmp);
+        eprintln!("{verb}: p50 {:.2} ms, p90 {:.2} ms, in the process", times[50], times[90]);
+    }
 }
