@@ -171,7 +171,9 @@ impl Pool {
 
     /// The addresses that may become free by `deadline`, beyond those in pods' hands.
     fn supply(&self, deadline: Instant, now: Instant) -> u32 {
-        if self.is_reading_inventory() || (self.needs_inventory && self.failures.may(&Kind::ReadInventory, now)) {
+        if self.is_reading_inventory()
+            || (self.needs_inventory && self.failures.may(&Kind::ReadInventory, now))
+        {
             // What EC2 says next may change everything.
             return u32::MAX;
         }
@@ -212,9 +214,10 @@ impl Pool {
             return 0;
         }
         let is_open = |kind: &Kind| {
-            self.failures.by_kind.get(kind).is_none_or(|last| {
-                last.retry_at <= deadline && !is_for_operators(last.failure.class)
-            })
+            self.failures
+                .by_kind
+                .get(kind)
+                .is_none_or(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class))
         };
         let limit = self.settings.ips_per_eni;
         let mut room = 0_u32;
@@ -231,8 +234,13 @@ impl Pool {
 
     /// The refusal of a request whose time is up.
     pub(super) fn timed_out(&self, now: Instant) -> Refusal {
-        let under_way: Vec<_> =
-            self.running.steps().values().filter(|step| step.brings_addresses()).map(Step::to_string).collect();
+        let under_way: Vec<_> = self
+            .running
+            .steps()
+            .values()
+            .filter(|step| step.brings_addresses())
+            .map(Step::to_string)
+            .collect();
         if self.failures.gravest().is_some() || under_way.is_empty() {
             return self.explain(now);
         }
@@ -319,10 +327,9 @@ impl Pool {
 /// The reason that a failure stands for, and what an operator can do.
 fn advice(class: FailureClass) -> (Reason, &'static str) {
     match class {
-        FailureClass::Throttled => (
-            Reason::Throttled,
-            "EC2 throttles this account; the daemon keeps asking, more slowly",
-        ),
+        FailureClass::Throttled => {
+            (Reason::Throttled, "EC2 throttles this account; the daemon keeps asking, more slowly")
+        }
         FailureClass::Denied => {
             (Reason::PermissionDenied, "allow the action in the IAM policy of the daemon's role")
         }

@@ -139,7 +139,8 @@ impl Pool {
                 _ => 0,
             })
             .sum();
-        let leaving = stats.total - (stats.assigned + stats.cooling + stats.quarantined + stats.free + stats.setting_up);
+        let leaving = stats.total
+            - (stats.assigned + stats.cooling + stats.quarantined + stats.free + stats.setting_up);
         // A pinned address is its pod's, but stands on no ENI that we know.
         let pinned = to_u32(self.book.pinned.len());
         View {
@@ -157,7 +158,8 @@ impl Pool {
 
     /// How many more ENIs may be attached, beyond the steps under way.
     pub(super) fn eni_room(&self) -> u32 {
-        let coming = self.running.steps().values().filter(|step| matches!(step, Step::AllocateEni { .. })).count();
+        let coming =
+            self.running.steps().values().filter(|step| matches!(step, Step::AllocateEni { .. })).count();
         self.settings.eni_limit.saturating_sub(to_u32(self.book.enis.len() + coming))
     }
 
@@ -166,7 +168,10 @@ impl Pool {
     }
 
     fn is_allocating(&self, place: EniSlot) -> bool {
-        self.running.steps().values().any(|step| matches!(step, Step::AllocateEni { slot, .. } if *slot == place))
+        self.running
+            .steps()
+            .values()
+            .any(|step| matches!(step, Step::AllocateEni { slot, .. } if *slot == place))
     }
 
     /// Positions on the default card that an ENI has or is about to get.

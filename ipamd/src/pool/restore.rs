@@ -83,7 +83,12 @@ impl Pool {
     /// A recorded pod keeps its address if a route, a rule or the pod's link speaks for it; if
     /// nothing does, the pod went and its address rests. An address that only the kernel knows
     /// is held back.
-    pub(crate) fn restore(&mut self, journal: Journal, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
+    pub(crate) fn restore(
+        &mut self,
+        journal: Journal,
+        kernel: &KernelView,
+        now: Instant,
+    ) -> Vec<RestoreNote> {
         let mut notes = Vec::new();
         let mut allocations = journal.allocations;
         // Where two records contradict each other, the one that the kernel supports comes
@@ -150,7 +155,8 @@ impl Pool {
                 match state {
                     State::Free { .. } if kernel.routed.contains(&address) => {
                         *state = State::Quarantined(QuarantineReason::KernelOnly);
-                        notes.push(RestoreNote::Quarantined { address, reason: QuarantineReason::KernelOnly });
+                        notes
+                            .push(RestoreNote::Quarantined { address, reason: QuarantineReason::KernelOnly });
                     }
                     State::Free { .. } if kernel.ruled.contains(&address) => {
                         *state = State::Quarantined(QuarantineReason::KernelOnly);

@@ -72,7 +72,9 @@ impl Pool {
             .book
             .enis
             .values()
-            .filter(|eni| eni.is_removable() && eni.removable_from() <= now && self.may_return(&eni.facts.id, now))
+            .filter(|eni| {
+                eni.is_removable() && eni.removable_from() <= now && self.may_return(&eni.facts.id, now)
+            })
             .map(|eni| (eni.facts.slot, eni.facts.id.clone(), to_u32(eni.addresses.len())))
             .collect();
         removable.sort_by_key(|(slot, ..)| std::cmp::Reverse(*slot));
@@ -101,7 +103,8 @@ impl Pool {
             let Some(entry) = self.book.enis.get_mut(&id) else {
                 continue;
             };
-            let free = entry.addresses.iter_mut().rev().filter(|(_, state)| matches!(state, State::Free { .. }));
+            let free =
+                entry.addresses.iter_mut().rev().filter(|(_, state)| matches!(state, State::Free { .. }));
             let mut addresses = Vec::new();
             for (address, state) in free.take(left as usize) {
                 *state = State::Leaving;

@@ -32,7 +32,10 @@ impl Step {
     /// Whether the step can bring an address to a waiting pod.
     pub(crate) fn brings_addresses(&self) -> bool {
         match self {
-            Self::AllocateEni { .. } | Self::AssignIps { .. } | Self::SetUpEni { .. } | Self::ReadInventory => true,
+            Self::AllocateEni { .. }
+            | Self::AssignIps { .. }
+            | Self::SetUpEni { .. }
+            | Self::ReadInventory => true,
             Self::UnassignIps { .. } | Self::FreeEni { .. } => false,
         }
     }
@@ -40,9 +43,10 @@ impl Step {
     /// The ENI that the step works on; none for one that does not exist yet.
     pub(crate) fn eni(&self) -> Option<&EniId> {
         match self {
-            Self::AssignIps { eni, .. } | Self::SetUpEni { eni } | Self::UnassignIps { eni, .. } | Self::FreeEni { eni } => {
-                Some(eni)
-            }
+            Self::AssignIps { eni, .. }
+            | Self::SetUpEni { eni }
+            | Self::UnassignIps { eni, .. }
+            | Self::FreeEni { eni } => Some(eni),
             Self::AllocateEni { .. } | Self::ReadInventory => None,
         }
     }
@@ -51,10 +55,14 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AllocateEni { slot, ips } => write!(f, "allocate an ENI with {ips} secondary IPs at {slot}"),
+            Self::AllocateEni { slot, ips } => {
+                write!(f, "allocate an ENI with {ips} secondary IPs at {slot}")
+            }
             Self::AssignIps { eni, count } => write!(f, "assign {count} secondary IPs to {eni}"),
             Self::SetUpEni { eni } => write!(f, "set up {eni} on the host"),
-            Self::UnassignIps { eni, addresses } => write!(f, "return {} secondary IPs of {eni}", addresses.len()),
+            Self::UnassignIps { eni, addresses } => {
+                write!(f, "return {} secondary IPs of {eni}", addresses.len())
+            }
             Self::FreeEni { eni } => write!(f, "free {eni}"),
             Self::ReadInventory => f.write_str("read what EC2 holds for this instance"),
         }

@@ -42,7 +42,8 @@ struct Truth {
 
 impl Truth {
     fn give(&mut self, pod: u8, assignment: &Assignment) {
-        let other = self.pods.iter().find(|(holder, address)| **holder != pod && **address == assignment.address);
+        let other =
+            self.pods.iter().find(|(holder, address)| **holder != pod && **address == assignment.address);
         assert!(other.is_none(), "{} given to {pod} although {other:?} has it", assignment.address);
         assert!(
             self.ec2.values().any(|eni| eni.secondary_ips.contains(&assignment.address)),
@@ -81,12 +82,18 @@ impl Truth {
             }
             (Outcome::IpsUnassigned, Step::UnassignIps { eni, addresses }) => {
                 let held = &self.pods;
-                assert!(!addresses.iter().any(|ip| held.values().any(|pod| pod == ip)), "a live pod's address went");
+                assert!(
+                    !addresses.iter().any(|ip| held.values().any(|pod| pod == ip)),
+                    "a live pod's address went"
+                );
                 self.ec2.get_mut(eni).unwrap().secondary_ips.retain(|ip| !addresses.contains(ip));
             }
             (Outcome::EniFreed, Step::FreeEni { eni }) => {
                 let gone = self.ec2.remove(eni).unwrap();
-                assert!(!self.pods.values().any(|pod| gone.secondary_ips.contains(pod)), "a live pod's ENI went");
+                assert!(
+                    !self.pods.values().any(|pod| gone.secondary_ips.contains(pod)),
+                    "a live pod's ENI went"
+                );
             }
             _ => {}
         }

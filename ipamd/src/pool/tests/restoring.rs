@@ -9,7 +9,12 @@ use super::super::*;
 use super::world::*;
 
 fn allocation(pod: &str, last: u8) -> Allocation {
-    Allocation { key: key(pod), pod: PodName::new("default", pod), address: address(last), assigned_unix_ns: i64::from(last) }
+    Allocation {
+        key: key(pod),
+        pod: PodName::new("default", pod),
+        address: address(last),
+        assigned_unix_ns: i64::from(last),
+    }
 }
 
 fn journal(allocations: Vec<Allocation>) -> Journal {
@@ -41,7 +46,11 @@ fn a_pod_whose_link_alone_is_left_keeps_its_address() {
     let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
     let links = kernel(&[("a", 1)]).links;
 
-    world.pool.restore(journal(vec![allocation("a", 1)]), &KernelView { links, ..KernelView::default() }, world.now);
+    world.pool.restore(
+        journal(vec![allocation("a", 1)]),
+        &KernelView { links, ..KernelView::default() },
+        world.now,
+    );
 
     assert_eq!(world.added("a"), address(1));
 }
@@ -79,7 +88,10 @@ fn a_pinned_address_moves_to_its_eni_when_ec2_shows_it() {
     let answers = world.pool.settle(world.now);
 
     let assignment = answers[0].1.as_ref().unwrap();
-    assert_eq!((assignment.address, assignment.table, assignment.is_new), (address(11), RouteTable(2), false));
+    assert_eq!(
+        (assignment.address, assignment.table, assignment.is_new),
+        (address(11), RouteTable(2), false)
+    );
 }
 
 #[test]
@@ -112,7 +124,8 @@ fn of_two_records_of_one_address_the_one_with_a_link_counts() {
     let mut impostor = allocation("b", 1);
     impostor.assigned_unix_ns = 99;
 
-    let notes = world.pool.restore(journal(vec![impostor, allocation("a", 1)]), &kernel(&[("a", 1)]), world.now);
+    let notes =
+        world.pool.restore(journal(vec![impostor, allocation("a", 1)]), &kernel(&[("a", 1)]), world.now);
 
     assert_eq!(notes, [RestoreNote::Contested { address: address(1), key: key("b") }]);
     assert_eq!(world.pool.allocations(), [allocation("a", 1)]);

@@ -38,7 +38,8 @@ fn the_pool_asks_to_be_woken_when_a_surplus_is_due() {
 
 #[test]
 fn an_eni_with_a_pod_or_a_resting_address_stays() {
-    let mut world = World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13]), eni(2, &[21, 22, 23])]);
+    let mut world =
+        World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13]), eni(2, &[21, 22, 23])]);
     world.run();
     for pod in ["a", "b", "c", "d"] {
         world.added(pod);

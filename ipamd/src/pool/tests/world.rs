@@ -69,7 +69,12 @@ impl World {
     pub(super) fn new(settings: Settings, enis: Vec<Eni>) -> Self {
         let now = Instant::now();
         let mut pool = Pool::new(settings);
-        let next_ip = enis.iter().flat_map(|eni| &eni.secondary_ips).map(|ip| ip.octets()[3]).max().map_or(0, |ip| ip + 1);
+        let next_ip = enis
+            .iter()
+            .flat_map(|eni| &eni.secondary_ips)
+            .map(|ip| ip.octets()[3])
+            .max()
+            .map_or(0, |ip| ip + 1);
         let count = u16::try_from(enis.len()).unwrap();
         pool.observe(enis, now);
         Self { pool, now, next_ip, enis: count }

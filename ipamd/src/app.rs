@@ -1,0 +1,246 @@
+//! The daemon's assembly: the only place that picks real clients, in the order they are needed.
+
+mod limits;
+mod privileges;
+mod restore;
+mod shutdown;
+mod upkeep;
+
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use datapath::wanted::{HostNetwork, PrimaryLink};
+use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+use vpc::EniRole;
+
+use crate::checkpoint::Checkpoint;
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::conflist::Installed;
+use crate::executor::{Executor, ExecutorOptions, eni_network};
+use crate::host;
+use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
+use crate::pool::{Pool, Settings};
+use crate::pool_task::{PoolTask, Writer};
+use crate::rpc::{self, ReplyFacts, Services};
+use crate::sidecar::{self, Sidecar};
+use crate::{conflist, spool};
+use upkeep::Upkeep;
+
+/// Worker threads: the daemon waits for others nearly all the time.
+const WORKERS: usize = 2;
+
+/// How long a start waits for EC2 or its credentials to come before it gives up, and the
+/// container is started anew with a message that says why.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a shutdown waits for EC2 work that is under way, of the ten seconds that the
+/// manifest grants the whole of it.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(7);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from serving, with the chain of causes.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    // Before any thread exists: each thread has privileges of its own.
+    privileges::drop_all_but_needed()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(4)
+        .thread_stack_size(1024 * 1024)
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let outcome = runtime.block_on(start(config));
+    // Steps that outlast their grace are left to the next start, which finds their records.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
+}
+
+async fn start(config: Config) -> anyhow::Result<()> {
+    let mut stop = shutdown::Signals::listen().context("listen for signals")?;
+    let stopped = stop.first();
+    tokio::select! {
+        outcome = serve(config, stopped) => outcome,
+        () = stop.second() => {
+            warn!("second signal: ending at once");
+            Ok(())
+        }
+    }
+}
+
+async fn serve(config: Config, stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+    info!(?config, version = env!("CARGO_PKG_VERSION"), "daemon starts");
+    let imds = Imds::new(&ImdsOptions::default())?;
+    let facts = FactReader::new(imds.clone());
+    let (instance, network) = instance_facts(&facts).await?;
+    info!(?instance, ?network, "instance known");
+
+    let ec2 = Paced::new(Aws::new(&aws_options(&config, &instance), &imds).await, PaceOptions::default());
+    let limits = limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod)).await?;
+    let settings = settings(&config, &instance, &limits);
+    let network = Arc::new(RwLock::new(network));
+
+    let host = host::start(wanted_host(&config, &instance, &network)).context("open the host's network")?;
+    for warning in host.warnings().await? {
+        warn!(%warning, "check the node");
+    }
+
+    let moment = Moment::now();
+    let boot_id = sidecar::boot_id().context("read the kernel's boot id")?;
+    let beside = config.state_file.with_file_name(sidecar::FILE_NAME);
+    if let Some(directory) = config.state_file.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("make the directory {directory:?}"))?;
+    }
+    let (sidecar, remembered) = Sidecar::open(beside, &boot_id, moment, settings.cooldown);
+    let sidecar = Arc::new(sidecar);
+    let executor = Arc::new(Executor::new(
+        ec2,
+        facts.clone(),
+        instance.clone(),
+        Arc::clone(&network),
+        host.clone(),
+        Arc::clone(&sidecar),
+        ExecutorOptions {
+            cluster_name: config.cluster_name.clone(),
+            additional_eni_tags: config.additional_eni_tags.clone(),
+            manages_untagged_enis: config.manages_untagged_enis,
+            discovers_subnets: config.discovers_subnets,
+            may_provision: config.may_provision,
+            card: limits.default_card,
+        },
+    ));
+
+    let enis = restore::inventory(&executor).await?;
+    let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
+    let changed =
+        host.converge(secondary.map(eni_network).collect()).await.context("set up the node's network")?;
+    info!(changed, "node network is as wanted");
+
+    let mut pool = Pool::new(settings);
+    pool.observe(enis, Instant::now());
+    let mut checkpoint = Checkpoint::at(config.state_file.clone());
+    restore::pool(&mut pool, &mut checkpoint, &remembered, &host).await?;
+    info!(stats = ?pool.stats(), "pool restored");
+    let writer = Writer::start(checkpoint, Arc::clone(&sidecar)).context("start the state writer")?;
+    let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer);
+    let task = tokio::spawn(task.run());
+    spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
+
+    let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
+    let services = Services::new(pool.clone(), host.clone(), reply_facts(&config, &instance, &network));
+    let (close, closed) = oneshot::channel();
+    let server = tokio::spawn(rpc::serve(listener, services, async {
+        // A sender that is gone says the same as one that has spoken.
+        let _ = closed.await;
+    }));
+    let upkeep = Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone() };
+    let upkeep = tokio::spawn(upkeep.run(Arc::clone(&executor), remembered.intents));
+    write_conflist(&config)?;
+    info!(socket = proto::IPAMD_SOCKET, "serving");
+
+    tokio::select! {
+        _ = stopped => {}
+        ended = task => anyhow::bail!("the pool's task has ended: {ended:?}"),
+    }
+    info!("told to stop; answering what was accepted");
+    upkeep.abort();
+    // The pool first: whoever waits for an address learns at once that there will be none.
+    let drained = tokio::time::timeout(DRAIN_PATIENCE, pool.drain());
+    let _ = close.send(());
+    if drained.await.is_err() {
+        warn!("EC2 work is still under way; the next start finds its records");
+    }
+    match tokio::time::timeout(Duration::from_secs(1), server).await {
+        Ok(Ok(outcome)) => outcome?,
+        Ok(Err(failure)) => anyhow::bail!("the server failed: {failure}"),
+        Err(_) => warn!("connections are still open"),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Everything that instance metadata says, however long it takes to say it: without it nothing
+/// can be done, and a container that restarts meanwhile would not help.
+async fn instance_facts(facts: &FactReader) -> anyhow::Result<(InstanceFacts, NetworkFacts)> {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        let read = async {
+            let instance = facts.instance().await?;
+            let network = facts.network(instance.primary_mac).await?;
+            Ok::<_, crate::imds::FactError>((instance, network))
+        };
+        match read.await {
+            Ok(read) => return Ok(read),
+            Err(error) if error.may_pass() => {
+                warn!(%error, "waiting for instance metadata");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(10));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Tells the container runtime that this node can run pods.
+fn write_conflist(config: &Config) -> anyhow::Result<()> {
+    match conflist::install(config.conflist_directory.as_deref(), &config.conflist.render()?)? {
+        Installed::Written => info!("plugin list written"),
+        Installed::Unchanged => info!("plugin list is as it should be"),
+        Installed::NoDirectory(directory) => {
+            warn!(directory = %directory.display(), "plugin list not written: the directory does not exist");
+        }
+    }
+    Ok(())
+}
+
+fn aws_options(config: &Config, instance: &InstanceFacts) -> AwsOptions {
+    let release = if config.cni_version.is_empty() { env!("CARGO_PKG_VERSION") } else { &config.cni_version };
+    AwsOptions {
+        endpoint: config.ec2_endpoint.clone(),
+        http_timeout: config.http_timeout,
+        user_agent: format!("amazon-vpc-cni-k8s/{release}"),
+        ..AwsOptions::new(&instance.region)
+    }
+}
+
+fn settings(config: &Config, instance: &InstanceFacts, limits: &vpc::InstanceLimits) -> Settings {
+    let type_limit = u32::from(limits.enis);
+    let eni_limit = config.max_enis.map_or(type_limit, |most| most.min(type_limit));
+    Settings {
+        targets: config.targets,
+        instance_type: instance.instance_type.clone(),
+        eni_limit,
+        is_eni_limit_configured: eni_limit < type_limit,
+        ips_per_eni: u32::from(limits.slots_per_eni()),
+        max_pods: limits::max_pods(limits, config.max_enis),
+        cooldown: config.cooldown,
+        shrink_delay: config.shrink_delay,
+        may_provision: config.may_provision,
+    }
+}
+
+fn wanted_host(config: &Config, instance: &InstanceFacts, network: &RwLock<NetworkFacts>) -> HostNetwork {
+    let network = network.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    HostNetwork {
+        primary: PrimaryLink { mac: instance.primary_mac, address: instance.node_ip },
+        vpc_cidrs: network.vpc_cidrs.clone(),
+        options: config.host.clone(),
+        enis: Vec::new(),
+    }
+}
+
+fn reply_facts(config: &Config, instance: &InstanceFacts, network: &Arc<RwLock<NetworkFacts>>) -> ReplyFacts {
+    ReplyFacts {
+        instance: instance.clone(),
+        network: Arc::clone(network),
+        uses_external_snat: config.host.external_snat,
+        exclude_snat_cidrs: config.host.exclude_snat_cidrs.clone(),
+        network_policy_mode: config.network_policy_mode.clone().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,91 @@
+//! A start's beginning: what EC2, the state files and the kernel say, brought together.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use ec2::Ec2;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+use vpc::Eni;
+
+use super::START_PATIENCE;
+use crate::checkpoint::{Checkpoint, StateFile};
+use crate::executor::Executor;
+use crate::host::{self, HostHandle};
+use crate::pool::{FailureClass, Journal, Pool, RestoreNote};
+use crate::sidecar::Remembered;
+
+/// What EC2 says is attached; asked again while time may help.
+///
+/// # Errors
+/// What EC2 said last, with what an operator can do.
+pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>) -> anyhow::Result<Vec<Eni>> {
+    let began = Instant::now();
+    let mut pause = std::time::Duration::from_secs(1);
+    loop {
+        let failure = match executor.read_inventory().await {
+            Ok(enis) => return Ok(enis),
+            Err(failure) => failure,
+        };
+        let may_pass = matches!(
+            failure.class,
+            FailureClass::Throttled | FailureClass::Unavailable | FailureClass::AnswerLost
+        );
+        if !may_pass || began.elapsed() + pause > START_PATIENCE {
+            return Err(failure).context("read from EC2 what is attached to this instance");
+        }
+        warn!(error = %failure, "waiting for EC2");
+        sleep(pause).await;
+        pause = (pause * 2).min(std::time::Duration::from_secs(15));
+    }
+}
+
+/// Gives every pod its address back, as far as the witnesses agree.
+///
+/// # Errors
+/// The kernel cannot be read, or a damaged state file can be neither kept nor replaced.
+pub(super) async fn pool(
+    pool: &mut Pool,
+    checkpoint: &mut Checkpoint,
+    remembered: &Remembered,
+    host: &HostHandle,
+) -> anyhow::Result<()> {
+    if let Err(error) = crate::durable::remove_leftovers(checkpoint.path()) {
+        warn!(%error, "leftovers of an earlier crash stay");
+    }
+    let loaded = checkpoint.load().context("keep the damaged state file aside")?;
+    for problem in &loaded.problems {
+        error!(path = %checkpoint.path().display(), kept = ?loaded.kept_as, %problem, "state file is damaged");
+    }
+    let evidence = host.evidence().await.context("ask the kernel which addresses are in use")?;
+    let journal = Journal {
+        allocations: loaded.allocations,
+        cooling: remembered.cooling.clone(),
+        quarantined: remembered.quarantined.clone(),
+    };
+    let had_allocations = !journal.allocations.is_empty();
+    let notes = pool.restore(journal, &host::kernel_view(&evidence), Instant::now());
+    let mut is_changed = !loaded.problems.is_empty();
+    for note in notes {
+        match note {
+            RestoreNote::StaleRule { address } => {
+                info!(%note, "stale rules are removed");
+                if let Err(error) = host.remove_pod_rules(address).await {
+                    warn!(%address, %error, "stale rules not removed");
+                }
+            }
+            RestoreNote::Freed { .. } | RestoreNote::Contested { .. } => {
+                is_changed = true;
+                info!(%note, "witnesses compared");
+            }
+            RestoreNote::Quarantined { .. } | RestoreNote::Pinned { .. } => {
+                warn!(%note, "witnesses disagree")
+            }
+            RestoreNote::Cleared { .. } => info!(%note, "witnesses compared"),
+        }
+    }
+    if is_changed && (had_allocations || !loaded.problems.is_empty()) {
+        checkpoint.write(&pool.allocations()).context("write the restored state")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What is looked at from time to time: metadata that may change, the kernel, late DELs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use ec2::Ec2;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tracing::{info, warn};
+use vpc::Mac;
+
+use crate::executor::Executor;
+use crate::host::{self, HostHandle};
+use crate::imds::{FactReader, NetworkFacts};
+use crate::pool_task::PoolHandle;
+use crate::sidecar::EniIntent;
+use crate::spool;
+
+/// How often to look.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// How long EC2 may take to show an ENI that it made.
+const EC2_SETTLES: Duration = Duration::from_secs(60);
+
+/// Everything that is looked at.
+pub(super) struct Upkeep {
+    pub(super) facts: FactReader,
+    pub(super) primary_mac: Mac,
+    pub(super) network: Arc<RwLock<NetworkFacts>>,
+    pub(super) host: HostHandle,
+    pub(super) pool: PoolHandle,
+}
+
+impl Upkeep {
+    /// Looks for ever. `intents` are ENIs that an earlier process set out to make.
+    pub(super) async fn run<E: Ec2>(self, executor: Arc<Executor<E>>, intents: BTreeMap<String, EniIntent>) {
+        let resolver = async {
+            executor.put_right().await;
+            if !intents.is_empty() {
+                sleep(EC2_SETTLES).await;
+                executor.resolve_intents(&intents).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let looks = async {
+            let mut ticks = interval_at(Instant::now() + EVERY, EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                self.look(&executor).await;
+            }
+        };
+        tokio::select! {
+            () = resolver => {}
+            () = looks => {}
+        }
+    }
+
+    async fn look<E: Ec2>(&self, executor: &Executor<E>) {
+        spool::take_in(Path::new(proto::DEL_SPOOL), &self.pool).await;
+        match self.host.evidence().await {
+            Ok(evidence) => self.pool.kernel_seen(host::kernel_view(&evidence)).await,
+            Err(error) => warn!(%error, "kernel not read"),
+        }
+        match self.facts.network(self.primary_mac).await {
+            Ok(seen) => self.take_in(seen, executor).await,
+            Err(error) => warn!(%error, "instance metadata not read; going on with what it said before"),
+        }
+    }
+
+    async fn take_in<E: Ec2>(&self, seen: NetworkFacts, executor: &Executor<E>) {
+        let before = self.network.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if seen == before {
+            return;
+        }
+        info!(?before, ?seen, "the network around the instance has changed");
+        *self.network.write().unwrap_or_else(PoisonError::into_inner) = seen.clone();
+        if seen.vpc_cidrs != before.vpc_cidrs
+            && let Err(error) = self.host.set_vpc_cidrs(seen.vpc_cidrs).await
+        {
+            warn!(%error, "node network does not follow the VPC's blocks yet");
+        }
+        if seen.security_groups != before.security_groups {
+            executor.put_right().await;
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The operator's settings, read from the environment.
+//!
+//! Names, accepted values and meaning are those of amazon-vpc-cni-k8s; defaults are those of its
+//! manifest. A value that cannot be read is an error, never a silent default, and all errors are
+//! reported together.
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use datapath::wanted::HostOptions;
+
+use crate::conflist::{CniVersion, Conflist};
+use crate::pool::WarmTargets;
+use read::Reader;
+
+/// Everything an operator can choose.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) targets: WarmTargets,
+    /// MAX_ENI: how many ENIs to use at most; none leaves the instance's limit.
+    pub(crate) max_enis: Option<u32>,
+    /// How long a released address rests.
+    pub(crate) cooldown: Duration,
+    /// How long a surplus lasts before it is given back.
+    pub(crate) shrink_delay: Duration,
+    /// Whether EC2 may be asked for changes.
+    pub(crate) may_provision: bool,
+    /// Whether ENIs that nobody tagged are ours to use.
+    pub(crate) manages_untagged_enis: bool,
+    /// Whether new ENIs may lie in other subnets than the primary one.
+    pub(crate) discovers_subnets: bool,
+    pub(crate) cluster_name: Option<String>,
+    /// Tags for every ENI beyond our own; keys that are reserved have been dropped.
+    pub(crate) additional_eni_tags: BTreeMap<String, String>,
+    /// As it was spelled; none switches the network policy agent's hand-shake off.
+    pub(crate) network_policy_mode: Option<String>,
+    pub(crate) host: HostOptions,
+    pub(crate) state_file: PathBuf,
+    /// The address of EC2 where it is not the region's own.
+    pub(crate) ec2_endpoint: Option<String>,
+    /// How long one request to EC2 may take.
+    pub(crate) http_timeout: Duration,
+    /// The release that our user agent names.
+    pub(crate) cni_version: String,
+    /// What the container runtime's list of plugins says.
+    pub(crate) conflist: Conflist,
+    /// Where that list goes, if somebody named the place.
+    pub(crate) conflist_directory: Option<PathBuf>,
+}
+
+/// One setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigError {
+    name: &'static str,
+    /// None if the variable is not set.
+    value: Option<String>,
+    /// What is accepted, or why it is not.
+    expected: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{} is {value:?}: {}", self.name, self.expected),
+            None => write!(f, "{} is not set: {}", self.name, self.expected),
+        }
+    }
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) struct ConfigErrors(Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the settings cannot be used")?;
+        for error in &self.0 {
+            write!(f, "\n  {error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The largest number of addresses or ENIs that a target may name.
+const MOST: u32 = 65_535;
+
+/// Settings whose feature this release does not have. They may be off.
+const UNSERVED: [(&str, &str); 8] = [
+    ("ENABLE_IPv6", "IPv6 clusters"),
+    ("ENABLE_PREFIX_DELEGATION", "prefix delegation"),
+    ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "custom networking"),
+    ("ENABLE_POD_ENI", "security groups for pods"),
+    ("ENABLE_MULTI_NIC", "multi-NIC pods"),
+    ("ENABLE_IMDS_ONLY_MODE", "IMDS-only mode"),
+    ("ANNOTATE_POD_IP", "pod annotations"),
+    ("ENABLE_V6_EGRESS", "IPv6 egress"),
+];
+
+impl Config {
+    /// Reads every setting through `variable`, which gives a variable's value by its name.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`] with everything that is wrong.
+    pub(crate) fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader::new(&variable);
+        if !reader.boolean("ENABLE_IPv4", true) {
+            reader.refuse("ENABLE_IPv4", "this release serves IPv4 clusters only, so it must be true");
+        }
+        for (name, feature) in UNSERVED {
+            if reader.boolean(name, false) {
+                reader.refuse(name, &format!("this release does not serve {feature} yet; leave it off"));
+            }
+        }
+        // Accepted and without effect here, but a typing error in them should not stay unseen.
+        for (name, default) in [
+            ("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
+            ("DISABLE_INTROSPECTION", false),
+            ("DISABLE_LEAKED_ENI_CLEANUP", false),
+            ("DISABLE_METRICS", false),
+        ] {
+            reader.boolean(name, default);
+        }
+        reader.number("WARM_PREFIX_TARGET", 1, 0, MOST);
+        let config = Self {
+            targets: WarmTargets {
+                warm_eni: reader.number("WARM_ENI_TARGET", 1, 0, MOST),
+                warm_ip: reader.number("WARM_IP_TARGET", 0, 0, MOST),
+                minimum_ip: reader.number("MINIMUM_IP_TARGET", 0, 0, MOST),
+            },
+            max_enis: max_enis(&mut reader),
+            cooldown: reader.seconds("IP_COOLDOWN_PERIOD", 30, 0, 86_400),
+            shrink_delay: reader.seconds("POOL_SHRINK_DELAY", 180, 0, 86_400),
+            may_provision: !reader.boolean("DISABLE_NETWORK_RESOURCE_PROVISIONING", false),
+            manages_untagged_enis: reader.boolean("MANAGE_UNTAGGED_ENI", true),
+            discovers_subnets: reader.boolean("ENABLE_SUBNET_DISCOVERY", true),
+            cluster_name: reader.text("CLUSTER_NAME"),
+            additional_eni_tags: reader.parsed("ADDITIONAL_ENI_TAGS", BTreeMap::new(), text::eni_tags),
+            network_policy_mode: network_policy_mode(&mut reader),
+            host: host_options(&mut reader),
+            state_file: reader
+                .text("AWS_VPC_K8S_CNI_BACKING_STORE")
+                .map_or_else(|| PathBuf::from("/var/run/aws-node/ipam.json"), PathBuf::from),
+            ec2_endpoint: reader.parsed("AWS_EC2_ENDPOINT", None, |value| text::url(value).map(Some)),
+            http_timeout: reader.seconds("HTTP_TIMEOUT", 10, 10, 600),
+            cni_version: reader.text("VPC_CNI_VERSION").unwrap_or_default(),
+            conflist: Conflist::default(),
+            conflist_directory: reader.text("HOST_CNI_CONFDIR_PATH").map(PathBuf::from),
+        };
+        let conflist = conflist(&mut reader, &config.host);
+        let config = Self { conflist, ..config };
+        reader.finish(config)
+    }
+}
+
+/// MAX_ENI; 0 and below stand for no maximum, as they always have.
+fn max_enis(reader: &mut Reader<'_>) -> Option<u32> {
+    reader.parsed("MAX_ENI", None, |value| match value.parse::<i64>() {
+        Ok(number) if number <= 0 => Ok(None),
+        Ok(number) if number <= i64::from(MOST) => Ok(u32::try_from(number).ok()),
+        _ => Err(format!("expected a whole number up to {MOST}; 0 or less stands for no maximum")),
+    })
+}
+
+fn network_policy_mode(reader: &mut Reader<'_>) -> Option<String> {
+    const NAME: &str = "NETWORK_POLICY_ENFORCING_MODE";
+    let mode = reader.raw(NAME)?;
+    let is_known = ["none", "strict", "standard"].iter().any(|known| mode.eq_ignore_ascii_case(known));
+    if !is_known {
+        reader.refuse(NAME, "expected none, strict or standard, or the variable not to be set");
+    }
+    Some(mode)
+}
+
+fn host_options(reader: &mut Reader<'_>) -> HostOptions {
+    let default = HostOptions::default();
+    HostOptions {
+        external_snat: reader.boolean("AWS_VPC_K8S_CNI_EXTERNALSNAT", default.external_snat),
+        node_port: reader.boolean("AWS_VPC_CNI_NODE_PORT_SUPPORT", default.node_port),
+        random_snat: reader.parsed("AWS_VPC_K8S_CNI_RANDOMIZESNAT", default.random_snat, text::random_snat),
+        exclude_snat_cidrs: reader.parsed("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", Vec::new(), text::cidrs),
+        external_service_cidrs: reader.parsed("AWS_EXTERNAL_SERVICE_CIDRS", Vec::new(), text::cidrs),
+        connmark: reader.parsed("AWS_VPC_K8S_CNI_CONNMARK", default.connmark, text::connmark),
+        veth_prefix: reader.parsed("AWS_VPC_K8S_CNI_VETHPREFIX", default.veth_prefix, text::veth_prefix),
+        eni_mtu: reader.number("AWS_VPC_ENI_MTU", default.eni_mtu, text::MTU_LEAST, text::MTU_MOST),
+    }
+}
+
+fn conflist(reader: &mut Reader<'_>, host: &HostOptions) -> Conflist {
+    let default = Conflist::default();
+    Conflist {
+        cni_version: reader.parsed("CNI_SPEC_VERSION", default.cni_version, |value| match value {
+            "0.4.0" => Ok(CniVersion::V0_4_0),
+            "1.1.0" => Ok(CniVersion::V1_1_0),
+            _ => Err("expected 0.4.0 or 1.1.0".to_owned()),
+        }),
+        veth_prefix: host.veth_prefix.clone(),
+        pod_mtu: reader.number("POD_MTU", host.eni_mtu, text::MTU_LEAST, text::MTU_MOST),
+        pod_security_group_mode: reader.parsed(
+            "POD_SECURITY_GROUP_ENFORCING_MODE",
+            default.pod_security_group_mode,
+            |value| match value {
+                "strict" | "standard" => Ok(value.to_owned()),
+                _ => Err("expected strict or standard".to_owned()),
+            },
+        ),
+        log_file: reader.parsed("AWS_VPC_K8S_PLUGIN_LOG_FILE", default.log_file, text::plugin_log_file),
+        log_level: reader.text("AWS_VPC_K8S_PLUGIN_LOG_LEVEL").unwrap_or(default.log_level),
+        randomize_snat: reader.text("AWS_VPC_K8S_CNI_RANDOMIZESNAT").unwrap_or(default.randomize_snat),
+        egress: default.egress,
+        egress_v4_log_file: reader.parsed(
+            "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE",
+            default.egress_v4_log_file,
+            text::plugin_log_file,
+        ),
+        egress_v6_log_file: reader.parsed(
+            "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE",
+            default.egress_v6_log_file,
+            text::plugin_log_file,
+        ),
+        has_bandwidth: reader.boolean("ENABLE_BANDWIDTH_PLUGIN", default.has_bandwidth),
+        disables_pod_v6: reader.boolean("DISABLE_POD_V6", default.disables_pod_v6),
+    }
+}

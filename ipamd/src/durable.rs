@@ -1,0 +1,166 @@
+//! Files that are either wholly old or wholly new after a crash.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Readable by root alone: the files name every pod of the node.
+const FILE_MODE: u32 = 0o600;
+
+/// Makes `contents` the whole content of `path`, durably: once this returns, a crash keeps it.
+///
+/// The file is written beside its target under a name of its own, synced, moved into place, and
+/// then the directory is synced, without which the move itself may be lost.
+///
+/// # Errors
+/// [`WriteError`] if any of that fails. The old content stays, except where only the last sync
+/// failed; then nobody knows which content a crash would leave.
+pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
+    let fail = |action: &'static str| {
+        let path = path.to_owned();
+        move |source| WriteError { action, path, source }
+    };
+    let temporary = temporary_name(path);
+    let written = write_new(&temporary, contents);
+    if let Err(source) = written.and_then(|()| fs::rename(&temporary, path)) {
+        // The temporary file is of no use to anybody; its own removal can only fail likewise.
+        let _ = fs::remove_file(&temporary);
+        return Err(fail("write")(source));
+    }
+    sync_directory(path).map_err(fail("sync the directory of"))
+}
+
+/// Removes what a crash in the middle of [`replace`] left beside `path`.
+///
+/// # Errors
+/// [`WriteError`] if the directory cannot be read or a leftover cannot be removed.
+pub(crate) fn remove_leftovers(path: &Path) -> Result<(), WriteError> {
+    let fail = |source| WriteError { action: "remove leftovers of", path: path.to_owned(), source };
+    let prefix = format!("{}.tmp", file_name(path));
+    let entries = match fs::read_dir(directory(path)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fail(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            fs::remove_file(entry.path()).map_err(fail)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the file at `path` a second name that nothing overwrites, and returns it: the same
+/// name and `.broken-<n>`, with the lowest number that is free.
+///
+/// # Errors
+/// [`WriteError`] if the file system refuses.
+pub(crate) fn keep_aside(path: &Path) -> Result<PathBuf, WriteError> {
+    // More than these would only repeat what the first ones show.
+    const MOST: u32 = 20;
+    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
+    for number in 1..=MOST {
+        let aside = directory(path).join(format!("{}.broken-{number}", file_name(path)));
+        match fs::hard_link(path, &aside) {
+            Ok(()) => return Ok(aside),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => {
+                last = error;
+                break;
+            }
+        }
+    }
+    Err(WriteError { action: "keep a copy of", path: path.to_owned(), source: last })
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(directory(path))?.sync_all()
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The target's name, `.tmp` and digits, as other daemons that share the directory name theirs.
+fn temporary_name(path: &Path) -> PathBuf {
+    let digits = uuid::Uuid::new_v4().as_u128() % 10_000_000_000;
+    directory(path).join(format!("{}.tmp{digits:010}", file_name(path)))
+}
+
+/// A file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path:?}")]
+pub(crate) struct WriteError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_stays_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+
+        replace(&path, b"first").unwrap();
+        replace(&path, b"second").unwrap();
+
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error_that_names_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+
+        let error = replace(&directory.path().join("gone/state.json"), b"").unwrap_err();
+
+        assert!(error.to_string().contains("gone/state.json"), "{error}");
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_removed_and_other_files_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["state.json", "state.json.tmp0123456789", "state.json.tmp1", "other.tmp1"] {
+            fs::write(directory.path().join(name), b"").unwrap();
+        }
+
+        remove_leftovers(&directory.path().join("state.json")).unwrap();
+
+        let mut names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["other.tmp1", "state.json"]);
+    }
+
+    #[test]
+    fn each_copy_that_is_kept_aside_has_a_name_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        fs::write(&path, b"broken").unwrap();
+
+        let first = keep_aside(&path).unwrap();
+        let second = keep_aside(&path).unwrap();
+
+        assert!(first.ends_with("state.json.broken-1") && second.ends_with("state.json.broken-2"));
+        assert_eq!(fs::read(first).unwrap(), b"broken");
+    }
+}

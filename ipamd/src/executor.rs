@@ -1,0 +1,205 @@
+//! Carries out the pool's steps: asks EC2, has the host set up, and reports what came of it.
+
+mod allocate;
+mod failure;
+mod free;
+mod inventory;
+mod subnets;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use datapath::wanted::EniNetwork;
+use ec2::{At, ConnectionTracking, Ec2, INSTANCE_TAG, Paced, Priority, Tags};
+use ipnet::Ipv4Net;
+use tracing::warn;
+use vpc::{Eni, EniId, EniKind, SecurityGroupId, SubnetId};
+
+use crate::host::{self, HostHandle};
+use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
+use crate::pool::{FailureClass, Outcome, Step, StepFailure};
+use crate::pool_task::{StepRunner, Urgency};
+use crate::sidecar::Sidecar;
+use failure::StepError;
+
+/// What the executor must know of the operator's choices.
+#[derive(Debug, Clone)]
+pub(crate) struct ExecutorOptions {
+    pub(crate) cluster_name: Option<String>,
+    pub(crate) additional_eni_tags: Tags,
+    pub(crate) manages_untagged_enis: bool,
+    pub(crate) discovers_subnets: bool,
+    pub(crate) may_provision: bool,
+    /// The network card whose ENIs the pool holds.
+    pub(crate) card: u16,
+}
+
+/// An ENI as it was last read, with what the pool does not care for.
+#[derive(Debug, Clone)]
+struct Known {
+    eni: Eni,
+    security_groups: Vec<SecurityGroupId>,
+    tags: Tags,
+    /// Description and tag say that it was made for this instance.
+    is_ours: bool,
+    /// Its attachment, where EC2 would keep it after the instance has gone.
+    survives_instance: Option<vpc::AttachmentId>,
+}
+
+/// What the executor remembers between steps.
+#[derive(Debug, Default)]
+struct Memory {
+    enis: BTreeMap<EniId, Known>,
+    subnet_cidrs: BTreeMap<SubnetId, Ipv4Net>,
+    /// As the primary ENI has it; new ENIs get the same.
+    connection_tracking: Option<ConnectionTracking>,
+}
+
+/// Executes steps, several at a time.
+pub(crate) struct Executor<E> {
+    ec2: Paced<E>,
+    facts: FactReader,
+    instance: InstanceFacts,
+    network: Arc<RwLock<NetworkFacts>>,
+    host: HostHandle,
+    sidecar: Arc<Sidecar>,
+    options: ExecutorOptions,
+    memory: Mutex<Memory>,
+    /// Held for reading while an ENI is being made, and for writing while EC2's inventory is
+    /// read: an ENI halfway in would else be taken for one without an owner.
+    making: tokio::sync::RwLock<()>,
+}
+
+impl<E: Ec2> Executor<E> {
+    /// An executor that has asked nothing yet.
+    pub(crate) fn new(
+        ec2: Paced<E>,
+        facts: FactReader,
+        instance: InstanceFacts,
+        network: Arc<RwLock<NetworkFacts>>,
+        host: HostHandle,
+        sidecar: Arc<Sidecar>,
+        options: ExecutorOptions,
+    ) -> Self {
+        let subnet_cidrs = BTreeMap::from([(instance.subnet.clone(), instance.subnet_cidr)]);
+        Self {
+            ec2,
+            facts,
+            instance,
+            network,
+            host,
+            sidecar,
+            options,
+            memory: Mutex::new(Memory { subnet_cidrs, ..Memory::default() }),
+            making: tokio::sync::RwLock::new(()),
+        }
+    }
+
+    fn memory<T>(&self, look: impl FnOnce(&mut Memory) -> T) -> T {
+        // A panic while the lock was held cannot leave half a change: the closures only move values.
+        look(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn known(&self, eni: &EniId) -> Result<Eni, StepError> {
+        self.memory(|memory| memory.enis.get(eni).map(|known| known.eni.clone()))
+            .ok_or_else(|| StepError::unknown_eni(eni))
+    }
+
+    fn security_groups(&self) -> Vec<SecurityGroupId> {
+        self.network.read().unwrap_or_else(PoisonError::into_inner).security_groups.clone()
+    }
+
+    /// The tags that every ENI of ours has.
+    fn eni_tags(&self) -> Tags {
+        let mut tags = Tags::from([(INSTANCE_TAG.to_owned(), self.instance.instance.to_string())]);
+        if let Some(cluster) = &self.options.cluster_name {
+            tags.insert(ec2::CLUSTER_TAG.to_owned(), cluster.clone());
+            tags.insert("eks:eni:owner".to_owned(), "amazon-vpc-cni".to_owned());
+        }
+        tags.extend(self.options.additional_eni_tags.clone());
+        tags
+    }
+
+    async fn assign_ips(&self, at: &At<E>, eni: &EniId, count: u32) -> Result<Outcome, StepError> {
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        Ok(Outcome::IpsAssigned(at.assign_ips(eni, count).await?))
+    }
+
+    async fn set_up_eni(&self, eni: &EniId) -> Result<Outcome, StepError> {
+        let eni = self.known(eni)?;
+        self.host.set_up_eni(eni_network(&eni)).await.map_err(|error| StepError::host(&eni.id, &error))?;
+        Ok(Outcome::EniSetUp)
+    }
+
+    async fn unassign_ips(
+        &self,
+        at: &At<E>,
+        eni: &EniId,
+        addresses: &[Ipv4Addr],
+    ) -> Result<Outcome, StepError> {
+        let evidence = self.host.evidence().await.map_err(|error| StepError::host(eni, &error))?;
+        let in_use = host::in_use(&evidence, addresses);
+        if !in_use.is_empty() {
+            return Ok(Outcome::InUse(in_use));
+        }
+        at.unassign_ips(eni, addresses).await?;
+        Ok(Outcome::IpsUnassigned)
+    }
+
+    async fn execute(&self, step: Step, urgency: Urgency) -> Result<Outcome, StepError> {
+        let growth = self.ec2.at(match urgency {
+            Urgency::PodsWait => Priority::WaitingPod,
+            Urgency::Warmth => Priority::WarmFill,
+        });
+        let shrink = self.ec2.at(Priority::Shrink);
+        match step {
+            Step::AllocateEni { slot, ips } => self.allocate_eni(&growth, slot, ips).await,
+            Step::AssignIps { eni, count } => self.assign_ips(&growth, &eni, count).await,
+            Step::SetUpEni { eni } => self.set_up_eni(&eni).await,
+            Step::UnassignIps { eni, addresses } => self.unassign_ips(&shrink, &eni, &addresses).await,
+            Step::FreeEni { eni } => self.free_eni(&shrink, &eni).await,
+            Step::ReadInventory => Ok(Outcome::Inventory(self.read_inventory().await?)),
+        }
+    }
+}
+
+impl<E: Ec2> StepRunner for Executor<E> {
+    async fn run(&self, step: Step, urgency: Urgency) -> Outcome {
+        self.execute(step, urgency).await.unwrap_or_else(|error| Outcome::Failed(error.into()))
+    }
+
+    fn remove_stale_rules(&self, address: Ipv4Addr) {
+        let host = self.host.clone();
+        tokio::spawn(async move {
+            if let Err(error) = host.remove_pod_rules(address).await {
+                warn!(%address, %error, "stale rules not removed");
+            }
+        });
+    }
+}
+
+/// What the host should have for a secondary ENI.
+pub(crate) fn eni_network(eni: &Eni) -> EniNetwork {
+    EniNetwork {
+        mac: eni.mac,
+        table: eni.route_table(),
+        address: eni.primary_ip,
+        subnet: eni.subnet_cidr,
+        is_trunk: eni.kind == EniKind::Trunk,
+    }
+}
+
+impl From<StepError> for StepFailure {
+    fn from(error: StepError) -> Self {
+        Self { class: error.class, message: error.message, retry_after: None }
+    }
+}
+
+impl StepError {
+    fn unknown_eni(eni: &EniId) -> Self {
+        Self { class: FailureClass::NotFound, message: format!("{eni} is not known to be attached") }
+    }
+}

@@ -1,0 +1,70 @@
+//! Giving an ENI back: asked of the kernel first, then detached, then deleted.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use datapath::evidence::Evidence;
+use ec2::{At, Class, Ec2, EniRecord};
+use tracing::info;
+use vpc::EniId;
+
+use super::Executor;
+use super::failure::StepError;
+use crate::host;
+use crate::pool::Outcome;
+
+/// How often to try deleting a detached ENI, which EC2 refuses until the detachment is complete;
+/// with the pauses this is about two minutes.
+const DELETE_TRIES: u32 = 14;
+
+impl<E: Ec2> Executor<E> {
+    pub(super) async fn free_eni(&self, at: &At<E>, id: &EniId) -> Result<Outcome, StepError> {
+        let eni = self.known(id)?;
+        let record = at.enis(std::slice::from_ref(id)).await?.pop();
+        // Asked right before the call, since a pod may have come to the kernel by another hand.
+        let evidence = self.host.evidence().await.map_err(|error| StepError::host(id, &error))?;
+        let in_use = match &record {
+            Some(record) => in_use(&evidence, record),
+            None => host::in_use(&evidence, &eni.secondary_ips),
+        };
+        if !in_use.is_empty() {
+            return Ok(Outcome::InUse(in_use));
+        }
+        // Before the link goes, so that the host is not seen to lack what it should not have.
+        let forgotten = self.host.forget_eni(eni.primary_ip, eni.route_table()).await;
+        forgotten.map_err(|error| StepError::host(id, &error))?;
+        if let Some(record) = record {
+            if let Some(attachment) = record.attachment {
+                at.detach_eni(&attachment.id).await?;
+            }
+            self.delete(at, id).await?;
+        }
+        self.memory(|memory| memory.enis.remove(id));
+        info!(eni = %id, "ENI deleted");
+        Ok(Outcome::EniFreed)
+    }
+
+    async fn delete(&self, at: &At<E>, id: &EniId) -> Result<(), StepError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match at.delete_eni(id).await {
+                Err(error) if *error.class() == Class::Busy && attempt < DELETE_TRIES => {
+                    tokio::time::sleep(Duration::from_millis(500 * u64::from(attempt * attempt).min(20)))
+                        .await;
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+}
+
+/// The addresses of the ENI, singly or within its prefixes, that the kernel leads to or from.
+fn in_use(evidence: &Evidence, record: &EniRecord) -> Vec<std::net::Ipv4Addr> {
+    let view = host::kernel_view(evidence);
+    let is_on_eni = |address: &std::net::Ipv4Addr| {
+        record.secondary_ips.contains(address)
+            || record.prefixes.iter().any(|prefix| prefix.contains(IpAddr::V4(*address)))
+    };
+    view.routed.union(&view.ruled).copied().filter(is_on_eni).collect()
+}

@@ -1,0 +1,130 @@
+//! Keeps the node's own network as wanted: one thread owns the netlink socket and takes requests.
+
+mod keeper;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use datapath::evidence::Evidence;
+use datapath::host::HostWarning;
+use datapath::wanted::EniNetwork;
+use ipnet::Ipv4Net;
+use tokio::sync::{mpsc, oneshot};
+use vpc::RouteTable;
+
+use crate::pool::KernelView;
+use keeper::Work;
+pub(crate) use keeper::start;
+
+/// How long to wait for a link after EC2 attached its ENI. The kernel shows it within a few
+/// seconds as a rule; under load it has been seen to take more than ten.
+const LINK_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often to look for a link that is waited for, should no event tell of it.
+const LINK_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the node's network is compared with what is wanted when nothing else happens.
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
+
+/// The host thread, seen from everybody else. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct HostHandle {
+    work: mpsc::Sender<Work>,
+}
+
+/// The host's network could not be read or changed; the text is the whole chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct HostFailure(String);
+
+impl HostHandle {
+    /// Makes the node's network as wanted, with these secondary ENIs, and keeps it so from now
+    /// on; returns how much was changed. An ENI without a link is left for
+    /// [`HostHandle::set_up_eni`].
+    ///
+    /// # Errors
+    /// [`HostFailure`] with the first thing that failed.
+    pub(crate) async fn converge(&self, enis: Vec<EniNetwork>) -> Result<usize, HostFailure> {
+        self.ask(|reply| Work::Converge { enis, reply }).await
+    }
+
+    /// Sets up an ENI once its link is there, and keeps it set up from now on.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the link does not come in time or the kernel refuses.
+    pub(crate) async fn set_up_eni(&self, eni: EniNetwork) -> Result<(), HostFailure> {
+        self.ask(|reply| Work::SetUpEni { eni, reply }).await
+    }
+
+    /// Removes what the node has for an ENI that has left.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the kernel refuses.
+    pub(crate) async fn forget_eni(&self, address: Ipv4Addr, table: RouteTable) -> Result<(), HostFailure> {
+        self.ask(|reply| Work::ForgetEni { address, table, reply }).await
+    }
+
+    /// Removes rules that lead to or from an address that no link has.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the kernel refuses.
+    pub(crate) async fn remove_pod_rules(&self, address: Ipv4Addr) -> Result<(), HostFailure> {
+        self.ask(|reply| Work::RemovePodRules { address, reply }).await
+    }
+
+    /// Takes in new blocks of the VPC.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the node could not be brought in line.
+    pub(crate) async fn set_vpc_cidrs(&self, cidrs: Vec<Ipv4Net>) -> Result<(), HostFailure> {
+        self.ask(|reply| Work::VpcCidrs { cidrs, reply }).await
+    }
+
+    /// What the kernel holds that names single addresses.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if it cannot be read; then nothing may be presumed unused.
+    pub(crate) async fn evidence(&self) -> Result<Evidence, HostFailure> {
+        self.ask(|reply| Work::Evidence { reply }).await
+    }
+
+    /// What an operator should know of the node.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the thread has ended.
+    pub(crate) async fn warnings(&self) -> Result<Vec<HostWarning>, HostFailure> {
+        self.ask(|reply| Work::Warnings { reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<Result<T, HostFailure>>) -> Work,
+    ) -> Result<T, HostFailure> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || HostFailure("the host thread has ended; this is a fault of the daemon".to_owned());
+        self.work.send(work(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+/// What the pool needs to know of the kernel. Addresses of the node's own ENIs are not among
+/// them; pods of IPv6 are another pool's.
+pub(crate) fn kernel_view(evidence: &Evidence) -> KernelView {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    KernelView {
+        routed: evidence.routes.keys().filter_map(v4).collect(),
+        ruled: evidence.rules.keys().filter_map(v4).collect(),
+        links: evidence.links.clone(),
+    }
+}
+
+/// Those of `addresses` that the kernel leads to or from.
+pub(crate) fn in_use(evidence: &Evidence, addresses: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    let view = kernel_view(evidence);
+    let used: BTreeSet<_> = view.routed.union(&view.ruled).copied().collect();
+    addresses.iter().copied().filter(|address| used.contains(address)).collect()
+}

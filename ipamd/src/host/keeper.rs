@@ -1,0 +1,275 @@
+//! The host thread: the only one that changes the node's own network.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Instant;
+
+use datapath::evidence::{self, Evidence};
+use datapath::host::{self, Change, EniSetupError, HostError, HostWarning};
+use datapath::kernel::{KernelError, Netlink};
+use datapath::monitor::LinkMonitor;
+use datapath::wanted::{EniNetwork, HostNetwork};
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+use vpc::{Mac, RouteTable};
+
+use super::{HostFailure, HostHandle, LINK_DEADLINE, LINK_LOOK_EVERY, VERIFY_EVERY};
+
+/// Requests that may wait for the thread: a few per ENI, and an instance has some dozen.
+const QUEUE: usize = 64;
+
+type Reply<T> = oneshot::Sender<Result<T, HostFailure>>;
+
+/// What the host thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    Converge {
+        enis: Vec<EniNetwork>,
+        reply: Reply<usize>,
+    },
+    SetUpEni {
+        eni: EniNetwork,
+        reply: Reply<()>,
+    },
+    ForgetEni {
+        address: Ipv4Addr,
+        table: RouteTable,
+        reply: Reply<()>,
+    },
+    RemovePodRules {
+        address: Ipv4Addr,
+        reply: Reply<()>,
+    },
+    VpcCidrs {
+        cidrs: Vec<Ipv4Net>,
+        reply: Reply<()>,
+    },
+    Evidence {
+        reply: Reply<Evidence>,
+    },
+    Warnings {
+        reply: Reply<Vec<HostWarning>>,
+    },
+    /// A link came or went.
+    LinksChanged,
+}
+
+/// An ENI whose link has not come yet.
+struct Expected {
+    eni: EniNetwork,
+    deadline: Instant,
+    reply: Reply<()>,
+}
+
+struct Keeper {
+    netlink: Netlink,
+    wanted: HostNetwork,
+    expected: BTreeMap<Mac, Expected>,
+    /// What the last verification could not mend, so that it is reported once.
+    last_fault: Option<String>,
+    is_converged: bool,
+}
+
+/// Starts the host thread in the calling thread's network namespace.
+///
+/// Nothing is changed before the first [`HostHandle::converge`].
+///
+/// # Errors
+/// [`HostFailure`] if the kernel gives no socket, or the system no thread.
+pub(crate) fn start(wanted: HostNetwork) -> Result<HostHandle, HostFailure> {
+    let netlink = Netlink::open().map_err(failure)?;
+    let monitor = LinkMonitor::open().map_err(failure)?;
+    let (sender, inbox) = mpsc::channel(QUEUE);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(thread_failure)?;
+    let keeper = Keeper { netlink, wanted, expected: BTreeMap::new(), last_fault: None, is_converged: false };
+    thread::Builder::new()
+        .name("host".to_owned())
+        .stack_size(512 * 1024)
+        .spawn(move || runtime.block_on(keeper.run(inbox)))
+        .map_err(thread_failure)?;
+    let events = sender.downgrade();
+    thread::Builder::new()
+        .name("link-events".to_owned())
+        .stack_size(128 * 1024)
+        .spawn(move || pass_on(monitor, &events))
+        .map_err(thread_failure)?;
+    Ok(HostHandle { work: sender })
+}
+
+/// Tells the keeper of links that come and go, until it is gone. Should the kernel stop telling,
+/// the keeper looks by the clock.
+fn pass_on(mut monitor: LinkMonitor, keeper: &mpsc::WeakSender<Work>) {
+    loop {
+        let mut descriptors = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut descriptors, PollTimeout::NONE);
+        let seen = match ready {
+            Ok(_) => monitor.events().map_err(io::Error::other),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => Err(errno.into()),
+        };
+        match seen {
+            Ok(events) if events.is_empty() => {}
+            Ok(_) => {
+                let Some(keeper) = keeper.upgrade() else { return };
+                // A full queue holds work, after which the keeper looks at the links anyway.
+                if let Err(TrySendError::Closed(_)) = keeper.try_send(Work::LinksChanged) {
+                    return;
+                }
+            }
+            Err(error) => {
+                warn!(%error, "link events ended; looking for links by the clock");
+                return;
+            }
+        }
+    }
+}
+
+impl Keeper {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
+        let mut verify_at = Instant::now() + VERIFY_EVERY;
+        loop {
+            let look_at = Instant::now() + LINK_LOOK_EVERY;
+            let due = if self.expected.is_empty() { verify_at } else { verify_at.min(look_at) };
+            tokio::select! {
+                work = inbox.recv() => match work {
+                    Some(work) => self.handle(work),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+            self.look_for_links();
+            if Instant::now() >= verify_at {
+                self.verify();
+                verify_at = Instant::now() + VERIFY_EVERY;
+            }
+        }
+    }
+
+    fn handle(&mut self, work: Work) {
+        // Whoever has stopped waiting for an answer does not need it.
+        match work {
+            Work::Converge { enis, reply } => {
+                self.wanted.enis = enis;
+                let done = match self.converge() {
+                    Err(HostError::Eni(error)) => {
+                        warn!(error = chain(&error), "ENI not set up; it will be tried again");
+                        self.is_converged = true;
+                        Ok(0)
+                    }
+                    done => done.map_err(failure),
+                };
+                let _ = reply.send(done);
+            }
+            Work::SetUpEni { eni, reply } => {
+                let deadline = Instant::now() + LINK_DEADLINE;
+                self.expected.insert(eni.mac, Expected { eni, deadline, reply });
+            }
+            Work::ForgetEni { address, table, reply } => {
+                self.wanted.enis.retain(|eni| eni.address != address || eni.table != table);
+                let done = host::forget_eni(&mut self.netlink, address, table);
+                let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
+            }
+            Work::RemovePodRules { address, reply } => {
+                let done = host::remove_pod_rules(&mut self.netlink, address.into());
+                let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
+            }
+            Work::VpcCidrs { cidrs, reply } => {
+                self.wanted.vpc_cidrs = cidrs;
+                let _ = reply.send(self.converge().map(drop).map_err(failure));
+            }
+            Work::Evidence { reply } => {
+                let _ = reply.send(evidence::read(&mut self.netlink).map_err(failure));
+            }
+            Work::Warnings { reply } => {
+                let _ = reply.send(Ok(host::warnings(&mut self.netlink, &self.wanted)));
+            }
+            Work::LinksChanged => {}
+        }
+    }
+
+    fn converge(&mut self) -> Result<usize, HostError> {
+        let changes = host::observe_and_converge(&mut self.netlink, &self.wanted)?;
+        report(&changes);
+        self.is_converged = true;
+        Ok(changes.len())
+    }
+
+    fn verify(&mut self) {
+        if !self.is_converged {
+            return;
+        }
+        let fault = self.converge().err().map(|error| chain(&error));
+        if fault != self.last_fault {
+            match &fault {
+                Some(fault) => error!(error = fault, "node network is not as wanted and cannot be mended"),
+                None => info!("node network is as wanted again"),
+            }
+        }
+        self.last_fault = fault;
+    }
+
+    /// Sets up every expected ENI whose link is there by now.
+    fn look_for_links(&mut self) {
+        let expected = std::mem::take(&mut self.expected);
+        for (mac, Expected { eni, deadline, reply }) in expected {
+            match host::set_up_eni(&mut self.netlink, &eni, &self.wanted.options) {
+                Ok(changes) => {
+                    report(&changes);
+                    self.wanted.enis.retain(|known| known.mac != mac);
+                    self.wanted.enis.push(eni);
+                    let _ = reply.send(Ok(()));
+                }
+                Err(EniSetupError::LinkMissing(_)) if Instant::now() < deadline && !reply.is_closed() => {
+                    self.expected.insert(mac, Expected { eni, deadline, reply });
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(failure(error)));
+                }
+            }
+        }
+    }
+}
+
+fn report(changes: &[Change]) {
+    for change in changes {
+        info!(%change, "node network changed");
+    }
+}
+
+/// An error with its causes, joined by colons, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn failure(error: impl std::error::Error) -> HostFailure {
+    HostFailure(chain(&error))
+}
+
+fn thread_failure(error: impl fmt::Display) -> HostFailure {
+    HostFailure(format!("start the host thread: {error}"))
+}
+
+impl From<KernelError> for HostFailure {
+    fn from(error: KernelError) -> Self {
+        failure(error)
+    }
+}

@@ -1,0 +1,589 @@
+//! The one owner of the pool: takes events in turn, answers pods, starts steps, has state written.
+//!
+//! A reply leaves only when a write that includes it is durable. While one write runs, further
+//! changes gather and share the next, so that a burst of pods costs few writes.
+
+mod commit;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinError, JoinSet};
+use tracing::{debug, error, info, warn};
+use vpc::{PodKey, PodName};
+
+use crate::clock::Moment;
+use crate::pool::{
+    Allocation, Answer, Assignment, FailureClass, KernelView, Outcome, Pool, QuarantineReason, Reason,
+    Refusal, Released, Request, RestoreNote, Stats, Step, StepFailure, StepId, WaiterId,
+};
+use commit::{Change, Commit};
+pub(crate) use writer::Writer;
+use writer::Written;
+
+/// Events that may wait for the task. A node starts some hundred pods at once at most, and a
+/// caller that finds the queue full waits outside it.
+const QUEUE: usize = 1024;
+
+/// The most events taken in before answers are worked out, so that a flood cannot hold them up.
+const BATCH: usize = 256;
+
+/// The key of a request that only asks whether a pod would get an address.
+const PROBE: &str = "ipamd-readiness-probe";
+
+/// Whom a step is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// Pods wait for addresses.
+    PodsWait,
+    /// Nobody waits.
+    Warmth,
+}
+
+/// Carries out the pool's steps.
+pub(crate) trait StepRunner: Send + Sync + 'static {
+    /// Does the step; never fails otherwise than by its outcome.
+    fn run(&self, step: Step, urgency: Urgency) -> impl Future<Output = Outcome> + Send;
+
+    /// Removes rules that lead to or from an address which no link has, in the background.
+    fn remove_stale_rules(&self, address: Ipv4Addr);
+}
+
+/// Why an ADD got no address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AddError {
+    Refused(Refusal),
+    /// The daemon is going, or has gone.
+    ShuttingDown,
+}
+
+/// Why a DEL was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DelError {
+    #[error("datastore: unknown pod")]
+    UnknownPod,
+    #[error("the address could not be released durably: {0}")]
+    NotDurable(String),
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// A DEL that a plugin left behind while the daemon was away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LateDel {
+    pub(crate) key: PodKey,
+    /// One of which the pod had; empty if nobody knows.
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) unix_ns: i64,
+}
+
+/// What the runtime still knows of one network, with the kernel's view of the others.
+#[derive(Debug)]
+pub(crate) struct Collection {
+    pub(crate) network: String,
+    /// Container id and interface of each attachment that is to stay.
+    pub(crate) valid: BTreeSet<(String, String)>,
+    pub(crate) kernel: KernelView,
+    /// Assignments from this time on are newer than the runtime's list.
+    pub(crate) asked_unix_ns: i64,
+}
+
+/// One pod that [`PoolHandle::collect`] took the address from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Collected {
+    pub(crate) released: Released,
+    /// The address is held back, since the pod's link is still there.
+    pub(crate) is_quarantined: bool,
+}
+
+type AddReply = oneshot::Sender<Result<Assignment, AddError>>;
+type DelReply = oneshot::Sender<Result<Released, DelError>>;
+
+/// Everything that can change the pool, or asks about it.
+#[derive(Debug)]
+enum Event {
+    Add {
+        key: PodKey,
+        pod: PodName,
+        deadline: Instant,
+        reply: AddReply,
+    },
+    Del {
+        key: PodKey,
+        reply: DelReply,
+    },
+    LateDel {
+        del: LateDel,
+        reply: DelReply,
+    },
+    Collect {
+        collection: Collection,
+        reply: oneshot::Sender<Result<Vec<Collected>, DelError>>,
+    },
+    KernelSeen(KernelView),
+    Readiness {
+        reply: oneshot::Sender<Result<(), AddError>>,
+    },
+    Inspect {
+        reply: oneshot::Sender<Stats>,
+    },
+    StepDone {
+        id: StepId,
+        outcome: Outcome,
+    },
+    Written(Written),
+    Drain {
+        reply: oneshot::Sender<()>,
+    },
+    /// Something is due by the clock.
+    Tick,
+}
+
+/// How everybody else speaks to the pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct PoolHandle {
+    events: mpsc::Sender<Event>,
+}
+
+impl PoolHandle {
+    /// An address for a pod, waiting for one until `deadline` if need be.
+    ///
+    /// A caller that drops the future before there is an address leaves the queue.
+    ///
+    /// # Errors
+    /// [`AddError`] with the reason.
+    pub(crate) async fn add(
+        &self,
+        key: PodKey,
+        pod: PodName,
+        deadline: Instant,
+    ) -> Result<Assignment, AddError> {
+        self.ask(|reply| Event::Add { key, pod, deadline, reply })
+            .await
+            .unwrap_or(Err(AddError::ShuttingDown))
+    }
+
+    /// Takes a pod's address back.
+    ///
+    /// # Errors
+    /// [`DelError`] if the key holds nothing, or the release is not durable and was undone.
+    pub(crate) async fn del(&self, key: PodKey) -> Result<Released, DelError> {
+        self.ask(|reply| Event::Del { key, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Takes in a DEL that was left behind, unless the key holds another address by now or was
+    /// assigned later: that is [`DelError::UnknownPod`].
+    ///
+    /// # Errors
+    /// As [`PoolHandle::del`].
+    pub(crate) async fn late_del(&self, del: LateDel) -> Result<Released, DelError> {
+        self.ask(|reply| Event::LateDel { del, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Takes the addresses back of all pods that the runtime no longer knows.
+    ///
+    /// # Errors
+    /// [`DelError`] if that is not durable.
+    pub(crate) async fn collect(&self, collection: Collection) -> Result<Vec<Collected>, DelError> {
+        self.ask(|reply| Event::Collect { collection, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Whether a pod would get an address now, or may hope for one.
+    ///
+    /// # Errors
+    /// What such a pod would be told.
+    pub(crate) async fn readiness(&self) -> Result<(), AddError> {
+        self.ask(|reply| Event::Readiness { reply }).await.unwrap_or(Err(AddError::ShuttingDown))
+    }
+
+    /// The pool's figures; none once the daemon is going.
+    pub(crate) async fn stats(&self) -> Option<Stats> {
+        self.ask(|reply| Event::Inspect { reply }).await
+    }
+
+    /// Hands over what the kernel shows now.
+    pub(crate) async fn kernel_seen(&self, kernel: KernelView) {
+        // Nobody is left to tell once the task has ended.
+        let _ = self.events.send(Event::KernelSeen(kernel)).await;
+    }
+
+    /// Ends the pool's work: no new addresses, no new steps. Returns when the steps under way
+    /// have ended and everything is written.
+    pub(crate) async fn drain(&self) {
+        self.ask(|reply| Event::Drain { reply }).await;
+    }
+
+    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(event(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// The task's state; [`PoolTask::run`] owns it.
+pub(crate) struct PoolTask<R> {
+    pool: Pool,
+    runner: Arc<R>,
+    events: mpsc::Receiver<Event>,
+    steps: JoinSet<Outcome>,
+    step_ids: HashMap<Id, StepId>,
+    waiting: HashMap<WaiterId, (PodKey, AddReply)>,
+    commit: Commit,
+    writer: Writer,
+    /// What the second file last heard of.
+    recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
+    drain: Option<oneshot::Sender<()>>,
+    is_draining: bool,
+}
+
+impl<R: StepRunner> PoolTask<R> {
+    /// A task for a restored pool, and the handle to it.
+    pub(crate) fn new(pool: Pool, runner: Arc<R>, writer: Writer) -> (Self, PoolHandle) {
+        let (sender, events) = mpsc::channel(QUEUE);
+        let task = Self {
+            pool,
+            runner,
+            events,
+            steps: JoinSet::new(),
+            step_ids: HashMap::new(),
+            waiting: HashMap::new(),
+            commit: Commit::default(),
+            writer,
+            recorded_quarantine: Vec::new(),
+            drain: None,
+            is_draining: false,
+        };
+        (task, PoolHandle { events: sender })
+    }
+
+    /// Works until every handle is gone.
+    pub(crate) async fn run(mut self) {
+        let mut next = Some(Event::Tick);
+        while let Some(event) = next {
+            self.take_in(event);
+            for _ in 0..BATCH {
+                let Ok(event) = self.events.try_recv() else { break };
+                self.take_in(event);
+            }
+            self.settle();
+            self.start_steps();
+            self.start_write();
+            self.finish_drain();
+            next = self.next_event().await;
+        }
+    }
+
+    /// Waits for whatever happens next; none when nobody can ask for anything any more.
+    async fn next_event(&mut self) -> Option<Event> {
+        let wake = self.pool.next_wake(Instant::now()).map(tokio::time::Instant::from_std);
+        let due = async {
+            match wake {
+                Some(wake) => tokio::time::sleep_until(wake).await,
+                None => std::future::pending().await,
+            }
+        };
+        // A caller that goes away while its pod waits gives up its place; there is no other way
+        // to learn of that than to look, and a look costs nothing, so it happens with each event.
+        tokio::select! {
+            event = self.events.recv() => event,
+            Some(written) = self.writer.written() => Some(Event::Written(written)),
+            Some(ended) = self.steps.join_next_with_id() => Some(self.step_ended(ended)),
+            () = due => Some(Event::Tick),
+        }
+    }
+
+    fn step_ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Event {
+        let (task, outcome) = match ended {
+            Ok(ended) => ended,
+            Err(failure) => {
+                error!(error = %failure, "step ended without an outcome; this is a fault of the daemon");
+                let message = format!("the daemon failed: {failure}");
+                let failed = StepFailure { class: FailureClass::AnswerLost, message, retry_after: None };
+                (failure.id(), Outcome::Failed(failed))
+            }
+        };
+        match self.step_ids.remove(&task) {
+            Some(id) => Event::StepDone { id, outcome },
+            None => Event::Tick,
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let moment = Moment::now();
+        let now = moment.instant();
+        match event {
+            Event::Add { key, pod, deadline, reply } => {
+                self.add(Request { key, pod, deadline, unix_ns: moment.unix_ns() }, reply, now);
+            }
+            Event::Del { key, reply } => self.del(key, reply, now),
+            Event::LateDel { del, reply } => self.late_del(del, reply, now),
+            Event::Collect { collection, reply } => self.collect(&collection, reply, now),
+            Event::KernelSeen(kernel) => {
+                let notes = self.pool.witness(&kernel, now);
+                self.heed(notes);
+            }
+            Event::Readiness { reply } => {
+                // A caller that has gone does not miss the answer; so for every reply below.
+                let _ = reply.send(self.readiness(moment));
+            }
+            Event::Inspect { reply } => {
+                let _ = reply.send(self.pool.stats());
+            }
+            Event::StepDone { id, outcome } => self.step_done(id, outcome, now),
+            Event::Written(written) => self.written(written),
+            Event::Drain { reply } => {
+                self.is_draining = true;
+                self.drain = Some(reply);
+                for (id, (_, reply)) in self.waiting.drain() {
+                    self.pool.abandon(id);
+                    let _ = reply.send(Err(AddError::ShuttingDown));
+                }
+            }
+            Event::Tick => {}
+        }
+    }
+
+    fn add(&mut self, request: Request, reply: AddReply, now: Instant) {
+        if self.is_draining {
+            let _ = reply.send(Err(AddError::ShuttingDown));
+            return;
+        }
+        if reply.is_closed() {
+            return;
+        }
+        let key = request.key.clone();
+        match self.pool.request(request, now) {
+            Answer::Assigned(assignment) => self.assigned(key, assignment, reply),
+            Answer::Parked(id) => {
+                debug!(pod = %key, "pod waits for an address");
+                self.waiting.insert(id, (key, reply));
+            }
+            Answer::Refused(refusal) => refuse(&key, refusal, reply),
+        }
+    }
+
+    /// Has an answer wait for the write that makes it true.
+    fn assigned(&mut self, key: PodKey, assignment: Assignment, reply: AddReply) {
+        if assignment.is_new {
+            self.commit.open(Change::Added { key, assignment, replies: vec![reply] });
+        } else if let Some(reply) = self.commit.follow_add(&key, reply) {
+            let _ = reply.send(Ok(assignment));
+        }
+    }
+
+    fn del(&mut self, key: PodKey, reply: DelReply, now: Instant) {
+        let waiting: Vec<_> =
+            self.waiting.iter().filter(|(_, (waiting, _))| *waiting == key).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.pool.abandon(id);
+            self.waiting.remove(&id);
+        }
+        match self.pool.release(&key, now) {
+            Ok(released) => self.commit.open(Change::Removed { released, replies: vec![reply] }),
+            Err(_) => {
+                if let Some(reply) = self.commit.follow_del(&key, reply) {
+                    let _ = reply.send(Err(DelError::UnknownPod));
+                }
+            }
+        }
+    }
+
+    fn late_del(&mut self, del: LateDel, reply: DelReply, now: Instant) {
+        let is_meant = self.pool.allocations().iter().any(|held| {
+            held.key == del.key
+                && (del.addresses.is_empty() || del.addresses.contains(&held.address))
+                && held.assigned_unix_ns < del.unix_ns
+        });
+        if is_meant {
+            self.del(del.key, reply, now);
+        } else {
+            let _ = reply.send(Err(DelError::UnknownPod));
+        }
+    }
+
+    fn collect(
+        &mut self,
+        collection: &Collection,
+        reply: oneshot::Sender<Result<Vec<Collected>, DelError>>,
+        now: Instant,
+    ) {
+        let is_gone = |held: &Allocation| {
+            let attachment = (held.key.container_id().to_owned(), held.key.interface().to_owned());
+            held.key.network() == collection.network
+                && held.assigned_unix_ns < collection.asked_unix_ns
+                && !collection.valid.contains(&attachment)
+        };
+        let gone: Vec<_> = self.pool.allocations().into_iter().filter(is_gone).collect();
+        let mut collected = Vec::new();
+        for held in gone {
+            let suffix = vpc::veth_suffix(&held.pod, 0);
+            let is_quarantined =
+                !held.pod.is_unknown() && collection.kernel.links.iter().any(|link| link.ends_with(&suffix));
+            let Ok(released) = self.pool.release(&held.key, now) else { continue };
+            if is_quarantined {
+                self.pool.undo_release(released.clone());
+                self.pool.quarantine(&held.key, QuarantineReason::LinkAlive, now);
+            }
+            info!(pod = %held.pod, key = %held.key, address = %held.address, is_quarantined, "collected");
+            collected.push(Collected { released, is_quarantined });
+        }
+        if collected.is_empty() {
+            let _ = reply.send(Ok(collected));
+        } else {
+            self.commit.open(Change::Collected { collected, reply });
+        }
+    }
+
+    /// Asks as a pod would, and takes the question back.
+    fn readiness(&mut self, moment: Moment) -> Result<(), AddError> {
+        if self.is_draining {
+            return Err(AddError::ShuttingDown);
+        }
+        let Ok(key) = PodKey::new(PROBE, PROBE, PROBE) else { return Ok(()) };
+        let request = Request {
+            key: key.clone(),
+            pod: PodName::default(),
+            deadline: moment.instant() + Duration::from_secs(20),
+            unix_ns: moment.unix_ns(),
+        };
+        match self.pool.request(request, moment.instant()) {
+            Answer::Assigned(_) => self.pool.undo_request(&key),
+            Answer::Parked(id) => self.pool.abandon(id),
+            Answer::Refused(refusal) => return Err(AddError::Refused(refusal)),
+        }
+        Ok(())
+    }
+
+    fn step_done(&mut self, id: StepId, outcome: Outcome, now: Instant) {
+        if let Some(step) = self.pool.running().get(&id) {
+            match &outcome {
+                Outcome::Failed(failure) => warn!(%step, error = failure.message, "step failed"),
+                Outcome::InUse(addresses) => {
+                    warn!(%step, ?addresses, "step not done: the kernel uses addresses that no pod has");
+                }
+                _ => info!(%step, "step done"),
+            }
+        }
+        self.pool.finish(id, outcome, now);
+    }
+
+    fn heed(&mut self, notes: Vec<RestoreNote>) {
+        for note in notes {
+            match note {
+                RestoreNote::StaleRule { address } => self.runner.remove_stale_rules(address),
+                RestoreNote::Quarantined { .. } => warn!(%note, "address held back"),
+                _ => info!(%note, "kernel compared with the pool"),
+            }
+        }
+    }
+
+    fn written(&mut self, written: Written) {
+        match written {
+            Ok(()) => self.commit.succeeded(),
+            Err(failure) => {
+                error!(error = failure, "state not written; refusing what depended on it");
+                for change in self.commit.failed() {
+                    self.undo(change, &failure);
+                }
+            }
+        }
+    }
+
+    fn undo(&mut self, change: Change, failure: &str) {
+        let not_durable = || DelError::NotDurable(failure.to_owned());
+        match change {
+            Change::Added { key, replies, .. } => {
+                self.pool.undo_request(&key);
+                for reply in replies {
+                    let refusal = Refusal {
+                        reason: Reason::StateNotDurable,
+                        message: format!("the assignment could not be recorded: {failure}"),
+                        retry_after: Some(Duration::from_secs(2)),
+                    };
+                    let _ = reply.send(Err(AddError::Refused(refusal)));
+                }
+            }
+            Change::Removed { released, replies } => {
+                self.pool.undo_release(released);
+                for reply in replies {
+                    let _ = reply.send(Err(not_durable()));
+                }
+            }
+            Change::Collected { collected, reply } => {
+                for Collected { released, is_quarantined } in collected.into_iter().rev() {
+                    if is_quarantined {
+                        // Held back it stays: that is true whatever the file says.
+                        continue;
+                    }
+                    self.pool.undo_release(released);
+                }
+                let _ = reply.send(Err(not_durable()));
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        let gone: Vec<_> =
+            self.waiting.iter().filter(|(_, (_, reply))| reply.is_closed()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.pool.abandon(id);
+            self.waiting.remove(&id);
+        }
+        for (id, answer) in self.pool.settle(Instant::now()) {
+            let Some((key, reply)) = self.waiting.remove(&id) else { continue };
+            match answer {
+                Ok(assignment) => self.assigned(key, assignment, reply),
+                Err(refusal) => refuse(&key, refusal, reply),
+            }
+        }
+    }
+
+    fn start_steps(&mut self) {
+        if self.is_draining {
+            return;
+        }
+        let urgency = if self.waiting.is_empty() { Urgency::Warmth } else { Urgency::PodsWait };
+        for (id, step) in self.pool.plan(Instant::now()) {
+            info!(%step, "step begins");
+            let runner = Arc::clone(&self.runner);
+            let task = self.steps.spawn(async move { runner.run(step, urgency).await });
+            self.step_ids.insert(task.id(), id);
+        }
+    }
+
+    fn start_write(&mut self) {
+        if self.commit.is_writing() {
+            return;
+        }
+        let has_changes = self.commit.has_changes();
+        let quarantined = self.pool.quarantined();
+        if !has_changes && quarantined == self.recorded_quarantine {
+            return;
+        }
+        self.commit.begin();
+        self.recorded_quarantine.clone_from(&quarantined);
+        let allocations = has_changes.then(|| self.pool.allocations());
+        self.writer.begin(allocations, self.pool.cooling(), quarantined);
+    }
+
+    fn finish_drain(&mut self) {
+        if self.is_draining
+            && self.steps.is_empty()
+            && !self.commit.is_writing()
+            && let Some(reply) = self.drain.take()
+        {
+            let _ = reply.send(());
+        }
+    }
+}
+
+fn refuse(key: &PodKey, refusal: Refusal, reply: AddReply) {
+    info!(pod = %key, reason = ?refusal.reason, message = refusal.message, "pod refused");
+    let _ = reply.send(Err(AddError::Refused(refusal)));
+}

@@ -1,0 +1,89 @@
+//! The thread that writes the state files, so that no reply but its own waits for the disk.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, mpsc as blocking};
+use std::thread;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::checkpoint::StateFile;
+use crate::clock::Moment;
+use crate::pool::{Allocation, QuarantineReason};
+use crate::sidecar::Sidecar;
+
+/// Whether a write is durable; else why not.
+pub(super) type Written = Result<(), String>;
+
+struct Job {
+    /// None if only the second file changes.
+    allocations: Option<Vec<Allocation>>,
+    cooling: Vec<(Ipv4Addr, Instant)>,
+    quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+}
+
+/// The writing thread, seen from the pool's task. One write at a time.
+pub(crate) struct Writer {
+    jobs: blocking::SyncSender<Job>,
+    done: mpsc::Receiver<Written>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's error if it gives no thread.
+    pub(crate) fn start(mut state: impl StateFile, sidecar: Arc<Sidecar>) -> io::Result<Self> {
+        let (jobs, inbox) = blocking::sync_channel::<Job>(1);
+        let (outbox, done) = mpsc::channel(1);
+        thread::Builder::new().name("state-writer".to_owned()).stack_size(256 * 1024).spawn(move || {
+            while let Ok(job) = inbox.recv() {
+                // Cooldowns first: an address that has left the state file but rests nowhere
+                // could be given to the next pod at once after a crash between the two.
+                if let Err(error) = sidecar.record_pool(&job.cooling, &job.quarantined, Moment::now()) {
+                    warn!(
+                        error = chain(&error),
+                        "second state file not written; a restart may forget cooldowns"
+                    );
+                }
+                let written = job
+                    .allocations
+                    .map_or(Ok(()), |allocations| state.write(&allocations).map_err(|error| chain(&error)));
+                if outbox.blocking_send(written).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { jobs, done })
+    }
+
+    /// Begins a write; the one before must have ended.
+    pub(super) fn begin(
+        &self,
+        allocations: Option<Vec<Allocation>>,
+        cooling: Vec<(Ipv4Addr, Instant)>,
+        quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    ) {
+        // The thread ends only with this sender, and takes one job at a time.
+        let _ = self.jobs.send(Job { allocations, cooling, quarantined });
+    }
+
+    /// The outcome of the write under way; pending while there is none.
+    pub(super) async fn written(&mut self) -> Option<Written> {
+        self.done.recv().await
+    }
+}
+
+/// An error with its causes, joined by colons.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,159 @@
+//! gRPC on the unix socket: a translation between messages and the pool, and nothing more.
+
+mod listen;
+mod node;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use proto::rpc;
+use proto::rpc::cni_backend_server::{CniBackend, CniBackendServer};
+use proto::rpc::config_server_backend_server::{ConfigServerBackend, ConfigServerBackendServer};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+use vpc::{PodKey, PodName};
+
+use crate::host::HostHandle;
+use crate::imds::{InstanceFacts, NetworkFacts};
+use crate::pool_task::{AddError, DelError, PoolHandle};
+pub(crate) use listen::{ServeError, bind, serve};
+
+/// How long a pod may wait for an address at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// What of the caller's own deadline is kept for writing the state and for the way back.
+const MARGIN: Duration = Duration::from_millis(300);
+
+/// Calls handled at once. Parked pods count, and a node has a few hundred pods.
+const CALLS: usize = 1024;
+
+/// The largest message from a plugin: names and ids take a few hundred bytes.
+const MESSAGE_SIZE: usize = 64 * 1024;
+
+/// The largest list of attachments for a collection: thousands of pods of two hundred bytes.
+const COLLECTION_SIZE: usize = 4 * 1024 * 1024;
+
+/// What replies carry besides the pool's answer.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplyFacts {
+    pub(crate) instance: InstanceFacts,
+    pub(crate) network: Arc<RwLock<NetworkFacts>>,
+    pub(crate) uses_external_snat: bool,
+    /// Blocks that get no SNAT beside the VPC's.
+    pub(crate) exclude_snat_cidrs: Vec<ipnet::Ipv4Net>,
+    /// As it was spelled; empty switches the agent's hand-shake off.
+    pub(crate) network_policy_mode: String,
+}
+
+/// The services of the socket. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    pool: PoolHandle,
+    host: HostHandle,
+    facts: Arc<ReplyFacts>,
+    calls: Arc<Semaphore>,
+}
+
+impl Services {
+    /// Services that answer from the pool and these facts.
+    pub(crate) fn new(pool: PoolHandle, host: HostHandle, facts: ReplyFacts) -> Self {
+        Self { pool, host, facts: Arc::new(facts), calls: Arc::new(Semaphore::new(CALLS)) }
+    }
+
+    async fn add(&self, request: Request<rpc::AddNetworkRequest>) -> rpc::AddNetworkReply {
+        let began = Instant::now();
+        let deadline = began + wait_of(&request);
+        let message = request.into_inner();
+        if message.requires_multi_nic_attachment {
+            return translate::bad_request(
+                "the pod asks for several interfaces, which this node does not serve",
+            );
+        }
+        let key = match PodKey::new(&message.network_name, &message.container_id, &message.if_name) {
+            Ok(key) => key,
+            Err(error) => return translate::bad_request(&error.to_string()),
+        };
+        let pod = PodName::new(&message.k8s_pod_namespace, &message.k8s_pod_name);
+        match self.pool.add(key.clone(), pod.clone(), deadline).await {
+            Ok(assignment) => {
+                info!(%pod, %key, address = %assignment.address, took = ?began.elapsed(), "address assigned");
+                let network = self.facts.network.read().unwrap_or_else(PoisonError::into_inner).clone();
+                translate::assigned(&assignment, &self.facts, &network)
+            }
+            Err(AddError::Refused(refusal)) => translate::refused(&refusal),
+            Err(AddError::ShuttingDown) => translate::not_ready(),
+        }
+    }
+
+    async fn del(&self, message: rpc::DelNetworkRequest) -> Result<rpc::DelNetworkReply, Status> {
+        let key = PodKey::new(&message.network_name, &message.container_id, &message.if_name)
+            .map_err(|error| translate::del_error(&error.to_string()))?;
+        match self.pool.del(key.clone()).await {
+            Ok(released) => {
+                let pod = &released.allocation.pod;
+                info!(%pod, %key, address = %released.allocation.address, reason = message.reason, "address released");
+                Ok(translate::released(&released, &self.facts))
+            }
+            Err(DelError::UnknownPod) => Err(translate::del_error(proto::UNKNOWN_POD)),
+            Err(error) => {
+                warn!(%key, %error, "address not released");
+                Err(translate::del_error(&error.to_string()))
+            }
+        }
+    }
+}
+
+/// How long the caller lets its pod wait.
+fn wait_of<T>(request: &Request<T>) -> Duration {
+    let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let callers = header.and_then(translate::grpc_timeout);
+    callers.map_or(LONGEST_WAIT, |timeout| timeout.saturating_sub(MARGIN).min(LONGEST_WAIT))
+}
+
+#[tonic::async_trait]
+impl CniBackend for Services {
+    async fn add_network(
+        &self,
+        request: Request<rpc::AddNetworkRequest>,
+    ) -> Result<Response<rpc::AddNetworkReply>, Status> {
+        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
+        Ok(Response::new(self.add(request).await))
+    }
+
+    async fn del_network(
+        &self,
+        request: Request<rpc::DelNetworkRequest>,
+    ) -> Result<Response<rpc::DelNetworkReply>, Status> {
+        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
+        self.del(request.into_inner()).await.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl ConfigServerBackend for Services {
+    async fn get_network_policy_configs(
+        &self,
+        _: Request<()>,
+    ) -> Result<Response<rpc::NetworkPolicyAgentConfigReply>, Status> {
+        Ok(Response::new(rpc::NetworkPolicyAgentConfigReply {
+            network_policy_mode: self.facts.network_policy_mode.clone(),
+            multi_nic_enabled: false,
+            node_i_pv4: self.facts.instance.node_ip.to_string(),
+            node_i_pv6: String::new(),
+            instance_id: self.facts.instance.instance.to_string(),
+            region: self.facts.instance.region.clone(),
+        }))
+    }
+}
+
+fn cni_backend(services: Services) -> CniBackendServer<Services> {
+    CniBackendServer::new(services).max_decoding_message_size(MESSAGE_SIZE)
+}
+
+fn config_server(services: Services) -> ConfigServerBackendServer<Services> {
+    ConfigServerBackendServer::new(services).max_decoding_message_size(MESSAGE_SIZE)
+}

@@ -1,0 +1,56 @@
+//! Our own questions: whether an ADD could be served, and what the runtime has forgotten.
+
+use proto::node::node_server::{Node, NodeServer};
+use proto::node::{CollectReply, CollectRequest, Collected, ReadinessReply, ReadinessRequest};
+use tonic::{Request, Response, Status};
+
+use super::{COLLECTION_SIZE, Services, translate};
+use crate::clock::Moment;
+use crate::host;
+use crate::pool_task::{AddError, Collection};
+
+pub(super) fn server(services: Services) -> NodeServer<Services> {
+    NodeServer::new(services).max_decoding_message_size(COLLECTION_SIZE)
+}
+
+#[tonic::async_trait]
+impl Node for Services {
+    async fn readiness(&self, _: Request<ReadinessRequest>) -> Result<Response<ReadinessReply>, Status> {
+        let reply = match self.pool.readiness().await {
+            Ok(()) => ReadinessReply { ready: true, message: String::new() },
+            Err(AddError::Refused(refusal)) => ReadinessReply { ready: false, message: refusal.message },
+            Err(AddError::ShuttingDown) => {
+                ReadinessReply { ready: false, message: "the node daemon is shutting down".to_owned() }
+            }
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
+        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
+        let asked_unix_ns = Moment::now().unix_ns();
+        let request = request.into_inner();
+        if request.network.is_empty() {
+            return Err(Status::invalid_argument("the request names no network"));
+        }
+        let evidence = self.host.evidence().await.map_err(|error| Status::internal(error.to_string()))?;
+        let collection = Collection {
+            network: request.network,
+            valid: request.valid.into_iter().map(|pod| (pod.container_id, pod.interface)).collect(),
+            kernel: host::kernel_view(&evidence),
+            asked_unix_ns,
+        };
+        let collected = self.pool.collect(collection).await;
+        let collected = collected.map_err(|error| Status::unavailable(error.to_string()))?;
+        let collected = collected.into_iter().map(|one| Collected {
+            container_id: one.released.allocation.key.container_id().to_owned(),
+            interface: one.released.allocation.key.interface().to_owned(),
+            pod_namespace: one.released.allocation.pod.namespace.clone(),
+            pod_name: one.released.allocation.pod.name.clone(),
+            ipv4: one.released.allocation.address.to_string(),
+            route_table: one.released.table.0,
+            quarantined: one.is_quarantined,
+        });
+        Ok(Response::new(CollectReply { collected: collected.collect() }))
+    }
+}

@@ -1,0 +1,330 @@
+//! The second file: what the state file has no room for.
+//!
+//! Addresses that rest or are held back, and the ENIs that are being made. Losing it is always
+//! safe: cooldowns then start anew, and EC2 is searched for ENIs without an owner.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use vpc::{EniId, EniSlot, SubnetId};
+
+use crate::clock::Moment;
+use crate::durable::{self, WriteError};
+use crate::pool::QuarantineReason;
+
+const VERSION: &str = "vpc-cni-node/1";
+
+/// The file's name, beside the state file.
+pub(crate) const FILE_NAME: &str = "vpc-cni.json";
+
+/// An ENI that somebody set out to make. Recorded before EC2 is asked, removed when the ENI is
+/// attached or known to be gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EniIntent {
+    /// Where it was to be attached.
+    pub(crate) slot: EniSlot,
+    /// The subnet that was chosen.
+    pub(crate) subnet: SubnetId,
+    /// How many secondary IPs it comes with.
+    pub(crate) ips: u16,
+    /// When it was begun, in seconds since 1970.
+    pub(crate) created_unix_secs: i64,
+    /// Its id, once EC2 has told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eni: Option<EniId>,
+}
+
+/// What is in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Content {
+    version: String,
+    boot_id: String,
+    #[serde(default)]
+    cooling: Vec<Cooling>,
+    #[serde(default)]
+    quarantined: Vec<Quarantined>,
+    /// By client token.
+    #[serde(default)]
+    eni_intents: BTreeMap<String, EniIntent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Cooling {
+    address: Ipv4Addr,
+    until_unix_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Quarantined {
+    address: Ipv4Addr,
+    reason: QuarantineReason,
+}
+
+/// What the last process of this boot left.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    pub(crate) cooling: Vec<(Ipv4Addr, Instant)>,
+    pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    /// By client token; those of earlier boots too, since ENIs outlive a reboot.
+    pub(crate) intents: BTreeMap<String, EniIntent>,
+}
+
+/// The second file, and its content in memory.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    path: PathBuf,
+    content: Mutex<Content>,
+}
+
+impl Sidecar {
+    /// Opens the file at `path`, which may be missing or damaged, in the boot named `boot_id`.
+    ///
+    /// Cooldowns last `cooldown` at most. Those of another boot are void, since every pod ended
+    /// with it.
+    pub(crate) fn open(
+        path: PathBuf,
+        boot_id: &str,
+        moment: Moment,
+        cooldown: Duration,
+    ) -> (Self, Remembered) {
+        let found = read(&path).unwrap_or_else(|fault| {
+            warn!(path = %path.display(), fault, "second state file not usable; cooldowns start anew");
+            None
+        });
+        let found = found.unwrap_or_default();
+        let is_same_boot = found.boot_id == boot_id;
+        let mut remembered = Remembered { intents: found.eni_intents.clone(), ..Remembered::default() };
+        if is_same_boot {
+            remembered.cooling = found
+                .cooling
+                .iter()
+                .map(|entry| (entry.address, moment.instant_at(entry.until_unix_ms, cooldown)))
+                .collect();
+            remembered.quarantined =
+                found.quarantined.iter().map(|entry| (entry.address, entry.reason)).collect();
+        }
+        let content = Content {
+            version: VERSION.to_owned(),
+            boot_id: boot_id.to_owned(),
+            eni_intents: found.eni_intents,
+            ..Content::default()
+        };
+        (Self { path, content: Mutex::new(content) }, remembered)
+    }
+
+    /// Records which addresses rest and which are held back; writes only if that is news.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the record is not durable.
+    pub(crate) fn record_pool(
+        &self,
+        cooling: &[(Ipv4Addr, Instant)],
+        quarantined: &[(Ipv4Addr, QuarantineReason)],
+        moment: Moment,
+    ) -> Result<(), WriteError> {
+        // Whole seconds, so that the same cooldown gives the same text whenever it is computed.
+        let until = |instant| moment.unix_ms_at(instant).div_euclid(1000).saturating_add(1) * 1000;
+        let cooling = cooling
+            .iter()
+            .map(|(address, instant)| Cooling { address: *address, until_unix_ms: until(*instant) })
+            .collect();
+        let quarantined = quarantined
+            .iter()
+            .map(|(address, reason)| Quarantined { address: *address, reason: *reason })
+            .collect();
+        self.change(|content| {
+            content.cooling = cooling;
+            content.quarantined = quarantined;
+        })
+    }
+
+    /// Records that an ENI is about to be made under the client token, or what is known of it since.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the record is not durable; then the ENI must not be made.
+    pub(crate) fn record_intent(&self, token: &str, intent: EniIntent) -> Result<(), WriteError> {
+        self.change(|content| {
+            content.eni_intents.insert(token.to_owned(), intent);
+        })
+    }
+
+    /// Forgets an ENI that is attached, or known to be gone.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the record is not durable; at worst the ENI is looked for once more.
+    pub(crate) fn forget_intent(&self, token: &str) -> Result<(), WriteError> {
+        self.change(|content| {
+            content.eni_intents.remove(token);
+        })
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Content)) -> Result<(), WriteError> {
+        // A panic while the lock was held cannot leave half a change: edits are plain moves.
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = content.clone();
+        edit(&mut next);
+        if next == *content {
+            return Ok(());
+        }
+        durable::replace(&self.path, render(&next).as_bytes())?;
+        *content = next;
+        Ok(())
+    }
+}
+
+fn render(content: &Content) -> String {
+    #[expect(clippy::expect_used, reason = "strings and numbers always have a JSON form")]
+    let mut text = serde_json::to_string(content).expect("render the second state file");
+    text.push('\n');
+    text
+}
+
+/// The content of the file; none if there is no file.
+fn read(path: &Path) -> Result<Option<Content>, String> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let content: Content = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if content.version == VERSION {
+        Ok(Some(content))
+    } else {
+        Err(format!("its version is {:?}: expected {VERSION:?}", content.version))
+    }
+}
+
+/// What tells this boot of the machine from every other.
+///
+/// # Errors
+/// The file system's error if the kernel does not say.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COOLDOWN: Duration = Duration::from_secs(30);
+
+    struct Disk(tempfile::TempDir);
+
+    impl Disk {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join(FILE_NAME)
+        }
+
+        fn open(&self, boot: &str) -> (Sidecar, Remembered) {
+            Sidecar::open(self.path(), boot, Moment::now(), COOLDOWN)
+        }
+    }
+
+    fn intent() -> EniIntent {
+        EniIntent {
+            slot: EniSlot::new(0, 1),
+            subnet: "subnet-1".parse().unwrap(),
+            ips: 9,
+            created_unix_secs: 1_795_000_000,
+            eni: None,
+        }
+    }
+
+    fn address() -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 1, 7)
+    }
+
+    #[test]
+    fn cooldowns_and_quarantine_outlive_the_process() {
+        let disk = Disk::new();
+        let moment = Moment::now();
+        let until = moment.instant() + Duration::from_secs(20);
+        let held_back = [(Ipv4Addr::new(10, 0, 1, 8), QuarantineReason::KernelOnly)];
+        disk.open("boot").0.record_pool(&[(address(), until)], &held_back, moment).unwrap();
+
+        let (_, remembered) = disk.open("boot");
+
+        assert_eq!(remembered.quarantined, held_back);
+        let (cooling, back) = remembered.cooling[0];
+        assert_eq!(cooling, address());
+        assert!(back >= until && back <= until + Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_reboot_ends_cooldowns_but_not_the_search_for_enis() {
+        let disk = Disk::new();
+        let (sidecar, _) = disk.open("first");
+        let until = Instant::now() + COOLDOWN;
+        sidecar.record_pool(&[(address(), until)], &[], Moment::now()).unwrap();
+        sidecar.record_intent("token", intent()).unwrap();
+
+        let (_, remembered) = disk.open("second");
+
+        assert_eq!(remembered.cooling, []);
+        assert_eq!(remembered.intents["token"], intent());
+    }
+
+    #[test]
+    fn an_intent_is_on_disk_before_the_call_returns_and_gone_after_it_was_forgotten() {
+        let disk = Disk::new();
+        let (sidecar, _) = disk.open("boot");
+
+        sidecar.record_intent("token", intent()).unwrap();
+        let known = EniIntent { eni: Some("eni-1".parse().unwrap()), ..intent() };
+        sidecar.record_intent("token", known.clone()).unwrap();
+        assert_eq!(disk.open("boot").1.intents["token"], known);
+
+        sidecar.forget_intent("token").unwrap();
+        assert!(disk.open("boot").1.intents.is_empty());
+    }
+
+    #[test]
+    fn an_intent_that_cannot_be_recorded_is_an_error_and_is_not_remembered() {
+        let disk = Disk::new();
+        let (sidecar, _) = disk.open("boot");
+        let path = disk.path();
+        drop(disk);
+
+        assert!(sidecar.record_intent("token", intent()).is_err());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_counts_as_none() {
+        for text in ["", "{", "[]", r#"{"version":"other/1","bootId":"boot"}"#, "\u{0}"] {
+            let disk = Disk::new();
+            fs::write(disk.path(), text).unwrap();
+
+            let (sidecar, remembered) = disk.open("boot");
+
+            assert!(remembered.cooling.is_empty() && remembered.intents.is_empty(), "{text:?}");
+            sidecar.record_intent("token", intent()).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_same_content_is_not_written_twice() {
+        let disk = Disk::new();
+        let (sidecar, _) = disk.open("boot");
+        sidecar.record_intent("token", intent()).unwrap();
+        fs::remove_file(disk.path()).unwrap();
+
+        sidecar.record_intent("token", intent()).unwrap();
+
+        assert!(!disk.path().exists());
+    }
+}
