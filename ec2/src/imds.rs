@@ -8,7 +8,8 @@ use std::time::Duration;
 use aws_config::imds::client::Client;
 use aws_config::imds::client::error::ImdsError as SdkImdsError;
 use aws_config::provider_config::ProviderConfig;
-use aws_smithy_types::error::display::DisplayErrorContext;
+
+use crate::error::chain;
 
 /// How to reach the instance metadata service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,10 +148,4 @@ impl Imds {
     pub(crate) fn sdk_client(&self) -> Client {
         self.client.clone()
     }
-}
-
-/// The chain of an SDK error in one line, without the dump of its structure.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = DisplayErrorContext(error).to_string();
-    text.split(" (").next().unwrap_or(&text).to_owned()
 }

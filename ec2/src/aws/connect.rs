@@ -79,11 +79,21 @@ impl Aws {
             .await;
         let mut config = aws_sdk_ec2::config::Builder::from(&base)
             .interceptor(UserAgent { suffix: printable(&options.user_agent) });
-        if let Some(endpoint) = &options.endpoint {
-            config = config.endpoint_url(endpoint);
+        // The SDK panics on an empty address, and manifests set variables to nothing.
+        match options.endpoint.as_deref() {
+            Some(endpoint) if !endpoint.is_empty() => config = config.endpoint_url(endpoint),
+            _ if endpoint_variable().is_some_and(|url| url.is_empty()) => {
+                config.set_endpoint_url(None);
+            }
+            _ => {}
         }
         Self { client: aws_sdk_ec2::Client::from_conf(config.build()) }
     }
+}
+
+/// The variable by which the SDK finds EC2's address, as it is set.
+fn endpoint_variable() -> Option<String> {
+    ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok())
 }
 
 /// HTTP with TLS by rustls and ring, through the proxy that the environment names.

@@ -8,6 +8,7 @@ use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use crate::error::chain;
 use crate::{Action, Class, Ec2Error};
 
 /// What `error` means for `action` on `resource`.
@@ -22,7 +23,9 @@ where
             let status = answer.raw().status().as_u16();
             let code = answer.err().code().unwrap_or_default();
             let message = answer.err().message().unwrap_or_default();
-            if code.is_empty() {
+            if status < 400 {
+                Ec2Error::new(action, resource, Class::Malformed, &causes(error))
+            } else if code.is_empty() {
                 Ec2Error::answered(action, resource, status, "", &format!("HTTP status {status}"))
             } else {
                 Ec2Error::answered(action, resource, status, code, message)
@@ -33,25 +36,25 @@ where
             if status >= 400 {
                 Ec2Error::answered(action, resource, status, "", &format!("HTTP status {status}"))
             } else {
-                Ec2Error::new(action, resource, Class::Malformed, &chain(error))
+                Ec2Error::new(action, resource, Class::Malformed, &causes(error))
             }
         }
         SdkError::TimeoutError(_) => {
-            Ec2Error::new(action, resource, lost(action, Class::Timeout), &chain(error))
+            Ec2Error::new(action, resource, lost(action, Class::Timeout), &causes(error))
         }
         SdkError::DispatchFailure(failure) if was_not_sent(error) => {
             let class = if failure.is_user() { Class::Invalid } else { Class::Unavailable };
-            Ec2Error::new(action, resource, class, &chain(error))
+            Ec2Error::new(action, resource, class, &causes(error))
         }
         _ if find::<CredentialsError>(error).is_some() => {
-            Ec2Error::new(action, resource, Class::Credentials, &chain(error))
+            Ec2Error::new(action, resource, Class::Credentials, &causes(error))
         }
         SdkError::DispatchFailure(failure) => {
             let class = if failure.is_timeout() { Class::Timeout } else { Class::Unavailable };
-            Ec2Error::new(action, resource, lost(action, class), &chain(error))
+            Ec2Error::new(action, resource, lost(action, class), &causes(error))
         }
         // The request could not be built: nothing was sent.
-        _ => Ec2Error::new(action, resource, Class::Invalid, &chain(error)),
+        _ => Ec2Error::new(action, resource, Class::Invalid, &causes(error)),
     };
     failure.with_request_id(request_id)
 }
@@ -79,19 +82,7 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     None
 }
 
-/// The causes of `error` in one line, without repeating what an outer one says.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&part);
-        }
-        next = error.source();
-    }
-    if text.is_empty() { error.to_string() } else { text }
+/// The causes of `error`, in one line.
+fn causes(error: &(dyn Error + 'static)) -> String {
+    chain(error.source().unwrap_or(error))
 }
