@@ -2,6 +2,7 @@
 
 mod demo;
 mod screen;
+mod standing;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use self::demo::DemoOptions;
 use self::screen::Screen;
+use self::standing::{PodVerb, UpOptions};
 
 /// A world without AWS: EC2, its metadata service, and a VPC of network namespaces.
 #[derive(Debug, Parser)]
@@ -24,13 +26,29 @@ struct Options {
 enum Verb {
     /// Two nodes, their daemons and pods; shows who reaches whom, and what is left at the end.
     Demo(DemoOptions),
+    /// Make a world that stands until `lab down`.
+    Up(UpOptions),
+    /// Pods of the standing world.
+    #[command(subcommand)]
+    Pod(PodVerb),
+    /// Run a command inside of the standing world.
+    Exec {
+        /// A node, `vpc`, `internet`, or `pod:NAME`.
+        target: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// What stands.
+    Status,
+    /// End the standing world.
+    Down,
 }
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
     match run(Options::parse().command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "lab: {error:#}");
             ExitCode::FAILURE
@@ -38,13 +56,20 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(verb: Verb) -> Result<bool> {
+fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Demo(options) => {
             lab::world::contain()?;
-            runtime()?.block_on(demo::run(options, &Screen::new()))
+            let is_good = runtime()?.block_on(demo::run(options, &Screen::new()))?;
+            return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Verb::Exec { target, command } => return standing::exec(&target, &command),
+        Verb::Up(options) => standing::up(options)?,
+        Verb::Pod(verb) => standing::pod(verb)?,
+        Verb::Status => standing::status()?,
+        Verb::Down => standing::down()?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

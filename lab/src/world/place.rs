@@ -77,6 +77,11 @@ impl Place {
         &self.net
     }
 
+    /// The mount namespace, where the place has one of its own.
+    pub fn mnt(&self) -> Option<&Arc<OwnedFd>> {
+        self.mnt.as_ref()
+    }
+
     /// Runs `work` on a fresh thread inside; the thread ends with the call. Sockets that it
     /// makes stay in this network wherever they are used later; commands that it spawns start
     /// here.

@@ -271,7 +271,10 @@ impl Pod {
         input: &Value,
         timings: &mut Timings,
     ) -> Result<Option<Value>> {
-        if !self.0.node.path("/opt/cni/bin").join(plugin).exists() {
+        // The first plugin makes the network; without it there is no pod. Others may be missing on
+        // a machine without the upstream plugins.
+        let is_first = timings.plugins.is_empty() && timings.skipped.is_empty() && verb == "ADD";
+        if !is_first && !self.0.node.path("/opt/cni/bin").join(plugin).exists() {
             timings.skipped.push(plugin.to_owned());
             return Ok(None);
         }

@@ -45,7 +45,6 @@ struct Inner {
     policy_agent: Mutex<Option<PolicyAgent>>,
     fronts: Vec<AbortHandle>,
     net_name: PathBuf,
-    mnt_name: PathBuf,
 }
 
 /// What a node is made from.
@@ -67,8 +66,6 @@ impl Node {
         let net_name = Path::new("/run/netns").join(&namespace);
         let network = Place::create(&namespace, &net_name, None)?;
         let mounts = mounts::furnish(&network).with_context(|| format!("furnish {}", plan.name))?;
-        let mnt_name = Path::new("/run/lab").join(&namespace);
-        keep_name(&mounts.namespace, &mnt_name)?;
         let place = network.with_mounts(mounts.namespace);
 
         place.sysctl("ipv4/ip_forward", "1")?;
@@ -94,7 +91,6 @@ impl Node {
             policy_agent: Mutex::new(None),
             fronts,
             net_name,
-            mnt_name,
         }));
         node.set_policy_agent(true)?;
         Ok(node)
@@ -241,26 +237,14 @@ impl Drop for Inner {
         for front in &self.fronts {
             front.abort();
         }
-        for name in [&self.net_name, &self.mnt_name] {
-            super::contain::unmount(name);
-            let _ = std::fs::remove_file(name);
-        }
+        super::contain::unmount(&self.net_name);
+        let _ = std::fs::remove_file(&self.net_name);
     }
 }
 
 fn listen(place: &Place, address: Ipv4Addr) -> Result<TcpListener> {
     let address: SocketAddr = at(address, 80);
     Ok(TcpListener::from_std(place.tcp_listener(address)?)?)
-}
-
-/// Gives a namespace a name, by which `lab exec` finds it.
-fn keep_name(namespace: &OwnedFd, path: &Path) -> Result<()> {
-    let shown = path.display();
-    std::fs::File::create(path).with_context(|| format!("create {shown}"))?;
-    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-    let none = None::<&str>;
-    nix::mount::mount(Some(source.as_str()), path, none, nix::mount::MsFlags::MS_BIND, none)
-        .with_context(|| format!("bind a namespace to {shown}"))
 }
 
 /// The caller's search path with the directories of system tools behind it.
