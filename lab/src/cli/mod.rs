@@ -1,6 +1,7 @@
 //! The lab's command line.
 
 mod demo;
+mod ec2;
 mod screen;
 mod standing;
 
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use self::demo::DemoOptions;
+use self::ec2::Ec2Args;
 use self::screen::Screen;
 use self::standing::{PodVerb, UpOptions};
 
@@ -39,6 +41,8 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Serve EC2 and one instance's metadata service alone, until interrupted.
+    Ec2(Ec2Args),
     /// What stands.
     Status,
     /// End the standing world.
@@ -66,6 +70,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Exec { target, command } => return standing::exec(&target, &command),
         Verb::Up(options) => standing::up(options)?,
         Verb::Pod(verb) => standing::pod(verb)?,
+        Verb::Ec2(args) => runtime()?.block_on(ec2::run(args))?,
         Verb::Status => standing::status()?,
         Verb::Down => standing::down()?,
     }
