@@ -192,8 +192,9 @@ async fn commands_end() -> Result<()> {
     let mut command = lab.nodes()[0].command("sleep");
     command.arg("3600");
 
-    let error = lab::world::finish(command, None, Duration::from_millis(50)).await.map(|_| ()).unwrap_err();
+    let ended = lab::world::finish(command, None, Duration::from_millis(50)).await;
 
+    let error = ended.err().context("sleep has ended")?;
     ensure!(error.to_string().contains("did not end within"), "{error:#}");
     lab.shutdown().await
 }

@@ -134,3 +134,69 @@ fn wire(eni: &Eni, snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Opt
         is_first: attachment.network_card == 0 && attachment.device_index == 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cloud::{AssignPrivateIpAddresses, Cloud, CloudBuilder, LaunchSpec, Request};
+
+    const NOW: Duration = Duration::ZERO;
+
+    /// A world with one instance; its id and that of its ENI.
+    fn world() -> (Cloud, String, String) {
+        let mut cloud = CloudBuilder::two_zones(7).build();
+        let subnet_id = cloud.snapshot().subnets.keys().next().unwrap().clone();
+        let spec = LaunchSpec { instance_type: "m5.large".to_owned(), subnet_id, ..LaunchSpec::default() };
+        let instance = cloud.run_instance(NOW, spec).unwrap();
+        (cloud, instance.id.clone(), instance.primary_eni.clone())
+    }
+
+    fn wanted(cloud: &Cloud, instance: &str) -> Wanted {
+        Wanted::of(&cloud.snapshot(), &[(instance.to_owned(), "l0-node1".to_owned())].into())
+    }
+
+    #[test]
+    fn an_instance_without_a_place_is_not_wired() {
+        let (cloud, ..) = world();
+
+        assert_eq!(Wanted::of(&cloud.snapshot(), &BTreeMap::new()).wires, BTreeMap::new());
+    }
+
+    #[test]
+    fn the_first_eni_becomes_eth0_with_the_subnets_router_as_gateway() {
+        let (cloud, instance, eni) = world();
+
+        let wires = wanted(&cloud, &instance).wires;
+
+        let wire = &wires[&far_end(&eni)];
+        assert_eq!((wire.near.as_str(), wire.is_first, wire.length), ("eth0", true, 20));
+        assert_eq!(wire.gateway.octets()[3], 1);
+        assert!(wire.far.len() < 16, "{} is too long for a link", wire.far);
+    }
+
+    #[test]
+    fn an_eni_may_send_from_its_addresses_and_prefixes_but_only_its_first_is_public() {
+        let (mut cloud, instance, eni) = world();
+        let more = AssignPrivateIpAddresses { eni_id: eni.clone(), count: Some(1), ..Default::default() };
+        cloud.perform(NOW, &Request::AssignPrivateIpAddresses(more)).unwrap();
+        let prefix =
+            AssignPrivateIpAddresses { eni_id: eni.clone(), prefix_count: Some(1), ..Default::default() };
+        cloud.perform(NOW, &Request::AssignPrivateIpAddresses(prefix)).unwrap();
+
+        let wanted = wanted(&cloud, &instance);
+
+        let lengths: Vec<_> = wanted.wires[&far_end(&eni)].owned().map(|it| it.prefix_len()).collect();
+        assert_eq!(lengths.iter().filter(|it| **it == 32).count(), 2);
+        assert_eq!(lengths.iter().filter(|it| **it == 28).count(), 1);
+        assert_eq!(wanted.public().matches("add element").count(), 1);
+        assert_eq!(wanted.checks().matches("add element").count(), 3);
+    }
+
+    #[test]
+    fn names_of_links_on_later_cards_do_not_collide() {
+        assert_eq!(near_end(0, 1), "eth1");
+        assert_eq!(near_end(1, 1), "eth33");
+    }
+}
