@@ -1,4 +1,5 @@
 //! What goes over the wire and how answers are read, against a scripted server on loopback.
+#![expect(clippy::unwrap_used, reason = "the functions beside the tests are part of them")]
 
 mod answers;
 mod changes;
