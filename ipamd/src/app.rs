@@ -6,6 +6,7 @@ mod restore;
 mod shutdown;
 mod upkeep;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -13,21 +14,22 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use datapath::wanted::{HostNetwork, PrimaryLink};
 use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
-use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vpc::EniRole;
+use vpc::{EniRole, InstanceLimits};
 
 use crate::checkpoint::Checkpoint;
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::conflist::Installed;
 use crate::executor::{Executor, ExecutorOptions, eni_network};
-use crate::host;
+use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::{Pool, Settings};
-use crate::pool_task::{PoolTask, Writer};
+use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, ReplyFacts, Services};
-use crate::sidecar::{self, Sidecar};
+use crate::sidecar::{self, EniIntent, Remembered, Sidecar};
 use crate::{conflist, spool};
 use upkeep::Upkeep;
 
@@ -41,6 +43,9 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a shutdown waits for EC2 work that is under way, of the ten seconds that the
 /// manifest grants the whole of it.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(7);
+
+/// How long a shutdown waits for its last answers to leave.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -63,106 +68,142 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn start(config: Config) -> anyhow::Result<()> {
-    let mut stop = shutdown::Signals::listen().context("listen for signals")?;
-    let stopped = stop.first();
+    let stop = CancellationToken::new();
+    let signals = shutdown::Signals::listen().context("listen for signals")?;
     tokio::select! {
-        outcome = serve(config, stopped) => outcome,
-        () = stop.second() => {
+        outcome = live(&config, &stop) => outcome,
+        () = signals.second(&stop) => {
             warn!("second signal: ending at once");
             Ok(())
         }
     }
 }
 
-async fn serve(config: Config, stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+/// The daemon's life: assembly, service, an orderly end.
+async fn live(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     info!(?config, version = env!("CARGO_PKG_VERSION"), "daemon starts");
-    let imds = Imds::new(&ImdsOptions::default())?;
-    let facts = FactReader::new(imds.clone());
-    let (instance, network) = instance_facts(&facts).await?;
-    info!(?instance, ?network, "instance known");
+    let daemon = tokio::select! {
+        daemon = Daemon::assemble(config) => daemon?,
+        () = stop.cancelled() => {
+            info!("told to stop before the start was complete");
+            return Ok(());
+        }
+    };
+    daemon.serve(config, stop).await
+}
 
-    let ec2 = Paced::new(Aws::new(&aws_options(&config, &instance), &imds).await, PaceOptions::default());
-    let limits = limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod)).await?;
-    let settings = settings(&config, &instance, &limits);
-    let network = Arc::new(RwLock::new(network));
+/// Everything that runs, ready to serve.
+struct Daemon {
+    executor: Arc<Executor<Aws>>,
+    facts: FactReader,
+    instance: InstanceFacts,
+    network: Arc<RwLock<NetworkFacts>>,
+    host: HostHandle,
+    pool: PoolHandle,
+    task: JoinHandle<()>,
+    /// ENIs that an earlier process set out to make.
+    intents: BTreeMap<String, EniIntent>,
+}
 
-    let host = host::start(wanted_host(&config, &instance, &network)).context("open the host's network")?;
-    for warning in host.warnings().await? {
-        warn!(%warning, "check the node");
+impl Daemon {
+    /// Picks the clients, reads what there is, and brings it together.
+    async fn assemble(config: &Config) -> anyhow::Result<Self> {
+        let imds = Imds::new(&ImdsOptions::default())?;
+        let facts = FactReader::new(imds.clone());
+        let (instance, network) = instance_facts(&facts).await?;
+        info!(?instance, ?network, "instance known");
+
+        let aws = Aws::new(&aws_options(config, &instance), &imds).await;
+        let ec2 = Paced::new(aws, PaceOptions::default());
+        let limits = limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod)).await?;
+        let settings = settings(config, &instance, &limits);
+        let network = Arc::new(RwLock::new(network));
+
+        let host =
+            host::start(wanted_host(config, &instance, &network)).context("open the host's network")?;
+        for warning in host.warnings().await? {
+            warn!(%warning, "check the node");
+        }
+
+        let (sidecar, remembered) = open_sidecar(config, settings.cooldown)?;
+        let executor = Arc::new(Executor::new(
+            ec2,
+            facts.clone(),
+            instance.clone(),
+            Arc::clone(&network),
+            host.clone(),
+            Arc::clone(&sidecar),
+            executor_options(config, &limits),
+        ));
+        let enis = restore::inventory(&executor).await?;
+        let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
+        let secondary = secondary.map(eni_network).collect();
+        let changed = host.converge(secondary).await.context("set up the node's network")?;
+        info!(changed, "node network is as wanted");
+
+        let mut pool = Pool::new(settings);
+        pool.observe(enis, Instant::now());
+        let mut checkpoint = Checkpoint::at(config.state_file.clone());
+        restore::pool(&mut pool, &mut checkpoint, &remembered, &host).await?;
+        info!(stats = ?pool.stats(), "pool restored");
+        let writer = Writer::start(checkpoint, sidecar).context("start the state writer")?;
+        let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer);
+        let task = tokio::spawn(task.run());
+        spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
+        Ok(Self { executor, facts, instance, network, host, pool, task, intents: remembered.intents })
     }
 
-    let moment = Moment::now();
+    /// Serves until `stop`, then ends in order: accepts no more, answers what was accepted,
+    /// finishes EC2 work as far as the grace period goes.
+    async fn serve(self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
+        let Self { executor, facts, instance, network, host, pool, task, intents } = self;
+        let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
+        let services = Services::new(pool.clone(), host.clone(), reply_facts(config, &instance, &network));
+        let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
+        let upkeep = Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone() };
+        let upkeep = tokio::spawn(upkeep.run(executor, intents));
+        write_conflist(config)?;
+        info!(socket = proto::IPAMD_SOCKET, "serving");
+
+        tokio::select! {
+            () = stop.cancelled() => {}
+            ended = task => anyhow::bail!("the pool's task has ended: {ended:?}"),
+        }
+        info!("told to stop; answering what was accepted");
+        upkeep.abort();
+        if tokio::time::timeout(DRAIN_PATIENCE, pool.drain()).await.is_err() {
+            warn!("EC2 work is still under way; the next start finds its records");
+        }
+        match tokio::time::timeout(CLOSE_PATIENCE, server).await {
+            Ok(Ok(outcome)) => outcome?,
+            Ok(Err(failure)) => anyhow::bail!("the server failed: {failure}"),
+            Err(_) => warn!("connections are still open"),
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// The second state file, beside the first.
+fn open_sidecar(config: &Config, cooldown: Duration) -> anyhow::Result<(Arc<Sidecar>, Remembered)> {
     let boot_id = sidecar::boot_id().context("read the kernel's boot id")?;
-    let beside = config.state_file.with_file_name(sidecar::FILE_NAME);
     if let Some(directory) = config.state_file.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("make the directory {directory:?}"))?;
     }
-    let (sidecar, remembered) = Sidecar::open(beside, &boot_id, moment, settings.cooldown);
-    let sidecar = Arc::new(sidecar);
-    let executor = Arc::new(Executor::new(
-        ec2,
-        facts.clone(),
-        instance.clone(),
-        Arc::clone(&network),
-        host.clone(),
-        Arc::clone(&sidecar),
-        ExecutorOptions {
-            cluster_name: config.cluster_name.clone(),
-            additional_eni_tags: config.additional_eni_tags.clone(),
-            manages_untagged_enis: config.manages_untagged_enis,
-            discovers_subnets: config.discovers_subnets,
-            may_provision: config.may_provision,
-            card: limits.default_card,
-        },
-    ));
+    let path = config.state_file.with_file_name(sidecar::FILE_NAME);
+    let (sidecar, remembered) = Sidecar::open(path, &boot_id, Moment::now(), cooldown);
+    Ok((Arc::new(sidecar), remembered))
+}
 
-    let enis = restore::inventory(&executor).await?;
-    let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
-    let changed =
-        host.converge(secondary.map(eni_network).collect()).await.context("set up the node's network")?;
-    info!(changed, "node network is as wanted");
-
-    let mut pool = Pool::new(settings);
-    pool.observe(enis, Instant::now());
-    let mut checkpoint = Checkpoint::at(config.state_file.clone());
-    restore::pool(&mut pool, &mut checkpoint, &remembered, &host).await?;
-    info!(stats = ?pool.stats(), "pool restored");
-    let writer = Writer::start(checkpoint, Arc::clone(&sidecar)).context("start the state writer")?;
-    let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer);
-    let task = tokio::spawn(task.run());
-    spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
-
-    let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
-    let services = Services::new(pool.clone(), host.clone(), reply_facts(&config, &instance, &network));
-    let (close, closed) = oneshot::channel();
-    let server = tokio::spawn(rpc::serve(listener, services, async {
-        // A sender that is gone says the same as one that has spoken.
-        let _ = closed.await;
-    }));
-    let upkeep = Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone() };
-    let upkeep = tokio::spawn(upkeep.run(Arc::clone(&executor), remembered.intents));
-    write_conflist(&config)?;
-    info!(socket = proto::IPAMD_SOCKET, "serving");
-
-    tokio::select! {
-        _ = stopped => {}
-        ended = task => anyhow::bail!("the pool's task has ended: {ended:?}"),
+fn executor_options(config: &Config, limits: &InstanceLimits) -> ExecutorOptions {
+    ExecutorOptions {
+        cluster_name: config.cluster_name.clone(),
+        additional_eni_tags: config.additional_eni_tags.clone(),
+        manages_untagged_enis: config.manages_untagged_enis,
+        discovers_subnets: config.discovers_subnets,
+        may_provision: config.may_provision,
+        card: limits.default_card,
     }
-    info!("told to stop; answering what was accepted");
-    upkeep.abort();
-    // The pool first: whoever waits for an address learns at once that there will be none.
-    let drained = tokio::time::timeout(DRAIN_PATIENCE, pool.drain());
-    let _ = close.send(());
-    if drained.await.is_err() {
-        warn!("EC2 work is still under way; the next start finds its records");
-    }
-    match tokio::time::timeout(Duration::from_secs(1), server).await {
-        Ok(Ok(outcome)) => outcome?,
-        Ok(Err(failure)) => anyhow::bail!("the server failed: {failure}"),
-        Err(_) => warn!("connections are still open"),
-    }
-    info!("stopped");
-    Ok(())
 }
 
 /// Everything that instance metadata says, however long it takes to say it: without it nothing
@@ -209,7 +250,7 @@ fn aws_options(config: &Config, instance: &InstanceFacts) -> AwsOptions {
     }
 }
 
-fn settings(config: &Config, instance: &InstanceFacts, limits: &vpc::InstanceLimits) -> Settings {
+fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) -> Settings {
     let type_limit = u32::from(limits.enis);
     let eni_limit = config.max_enis.map_or(type_limit, |most| most.min(type_limit));
     Settings {

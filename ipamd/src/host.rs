@@ -1,5 +1,7 @@
 //! Keeps the node's own network as wanted: one thread owns the netlink socket and takes requests.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod keeper;
 
 use std::collections::BTreeSet;

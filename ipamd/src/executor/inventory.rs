@@ -1,6 +1,7 @@
 //! What EC2 holds for this instance: read, put right where it is ours, cleaned of leftovers.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ec2::{Ec2, EniRecord, Priority, Tags};
 use ipnet::Ipv4Net;
@@ -165,10 +166,10 @@ impl<E: Ec2> Executor<E> {
             slot: attachment.slot,
             role: if is_primary { EniRole::Primary } else { EniRole::Secondary },
             kind: record.kind,
-            is_managed: is_primary || self.is_managed(&record.tags),
+            is_managed: is_primary || (record.kind != EniKind::EfaOnly && self.is_managed(&record.tags)),
             subnet: record.subnet.clone(),
             subnet_cidr: *cidrs.get(&record.subnet)?,
-            primary_ip: record.primary_ip?,
+            primary_ip: own_address(record)?,
             secondary_ips: record.secondary_ips.clone(),
             prefixes: record.prefixes.clone(),
         };
@@ -195,4 +196,10 @@ impl<E: Ec2> Executor<E> {
 
 fn survivor(delete_on_termination: bool, attachment: &AttachmentId) -> Option<AttachmentId> {
     (!delete_on_termination).then(|| attachment.clone())
+}
+
+/// The ENI's own address. An EFA-only one has none, and takes its position all the same.
+fn own_address(record: &EniRecord) -> Option<Ipv4Addr> {
+    let none_needed = (record.kind == EniKind::EfaOnly).then_some(Ipv4Addr::UNSPECIFIED);
+    record.primary_ip.or(none_needed)
 }

@@ -1,1 +1,143 @@
+//! Messages as plugins of every release see them.
 
+use std::net::Ipv4Addr;
+
+use proto::rpc::RefusalReason;
+use vpc::{EniSlot, RouteTable};
+
+use super::*;
+use crate::pool::{Allocation, Assignment, Reason, Refusal, Released};
+
+fn facts(uses_external_snat: bool) -> ReplyFacts {
+    ReplyFacts {
+        instance: InstanceFacts {
+            region: "eu-central-1".to_owned(),
+            availability_zone: "eu-central-1a".to_owned(),
+            instance: "i-1".parse().unwrap(),
+            instance_type: "m5.large".to_owned(),
+            primary_eni: "eni-1".parse().unwrap(),
+            primary_mac: "02:00:00:00:00:01".parse().unwrap(),
+            subnet: "subnet-1".parse().unwrap(),
+            subnet_cidr: "10.0.1.0/24".parse().unwrap(),
+            vpc: "vpc-1".parse().unwrap(),
+            node_ip: Ipv4Addr::new(10, 0, 1, 10),
+        },
+        network: Arc::new(RwLock::new(network())),
+        uses_external_snat,
+        exclude_snat_cidrs: vec!["10.12.0.0/16".parse().unwrap()],
+        network_policy_mode: "StAndard".to_owned(),
+    }
+}
+
+fn network() -> NetworkFacts {
+    NetworkFacts { vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()], security_groups: Vec::new() }
+}
+
+fn assignment() -> Assignment {
+    let slot = EniSlot::new(0, 2);
+    Assignment {
+        address: Ipv4Addr::new(10, 0, 1, 7),
+        eni: Some("eni-2".parse().unwrap()),
+        slot,
+        table: RouteTable::of(slot),
+        is_new: true,
+    }
+}
+
+#[test]
+fn an_assignment_says_all_that_the_plugin_needs() {
+    let reply = translate::assigned(&assignment(), &facts(false), &network());
+
+    assert!(reply.success && reply.refusal.is_none() && !reply.use_external_snat);
+    let [metadata] = &reply.ip_allocation_metadata[..] else { panic!("{reply:?}") };
+    assert_eq!(metadata.i_pv4_addr, "10.0.1.7");
+    assert_eq!((metadata.device_number, metadata.route_table_id), (2, 3));
+    assert_eq!(reply.vp_cv4_cid_rs, ["10.0.0.0/16", "10.12.0.0/16"]);
+    assert_eq!(reply.network_policy_mode, "StAndard");
+}
+
+#[test]
+fn with_external_snat_the_exclusions_do_not_matter() {
+    let reply = translate::assigned(&assignment(), &facts(true), &network());
+
+    assert!(reply.use_external_snat);
+    assert_eq!(reply.vp_cv4_cid_rs, ["10.0.0.0/16"]);
+}
+
+#[test]
+fn a_refusal_is_an_answer_without_success_and_with_its_reason() {
+    let refusal = Refusal {
+        reason: Reason::NodeFull,
+        message: "no free address".to_owned(),
+        retry_after: Some(Duration::from_secs(10)),
+    };
+
+    let reply = translate::refused(&refusal);
+
+    assert!(!reply.success && reply.ip_allocation_metadata.is_empty());
+    let sent = reply.refusal.unwrap();
+    assert_eq!(sent.reason(), RefusalReason::NodeFull);
+    assert_eq!((sent.message.as_str(), sent.retry_after_ms), ("no free address", 10_000));
+}
+
+#[test]
+fn a_release_names_what_the_pod_had() {
+    let released = Released {
+        allocation: Allocation {
+            key: PodKey::new("aws-cni", "c", "eth0").unwrap(),
+            pod: PodName::new("default", "web"),
+            address: Ipv4Addr::new(10, 0, 1, 7),
+            assigned_unix_ns: 1,
+        },
+        slot: EniSlot::PRIMARY,
+        table: RouteTable::MAIN,
+    };
+
+    let reply = translate::released(&released, &facts(false));
+
+    assert!(reply.success);
+    assert_eq!(reply.ip_allocation_metadata[0].i_pv4_addr, "10.0.1.7");
+    assert_eq!(reply.ip_allocation_metadata[0].route_table_id, 254);
+}
+
+#[test]
+fn an_unknown_pod_is_said_in_the_words_that_every_plugin_looks_for() {
+    let status = translate::del_error(proto::UNKNOWN_POD);
+
+    assert_eq!(status.code(), tonic::Code::Unknown);
+    assert_eq!(status.message(), "1 error occurred:\n\t* datastore: unknown pod\n\n");
+}
+
+#[test]
+fn a_pod_waits_no_longer_than_its_caller() {
+    let with = |timeout: &str| {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
+        wait_of(&request)
+    };
+
+    assert_eq!(wait_of(&Request::new(())), LONGEST_WAIT);
+    assert_eq!(with("35S"), LONGEST_WAIT);
+    assert_eq!(with("5000000u"), Duration::from_secs(5) - MARGIN);
+    assert_eq!(with("100m"), Duration::ZERO);
+    assert_eq!(with("soon"), LONGEST_WAIT);
+}
+
+#[test]
+fn timeouts_are_read_in_all_units_of_grpc() {
+    for (text, expected) in [
+        ("1H", Some(3_600_000)),
+        ("2M", Some(120_000)),
+        ("3S", Some(3_000)),
+        ("4m", Some(4)),
+        ("5000u", Some(5)),
+        ("6000000n", Some(6)),
+        ("", None),
+        ("S", None),
+        ("7", None),
+        ("1é", None),
+        ("-1S", None),
+    ] {
+        assert_eq!(translate::grpc_timeout(text), expected.map(Duration::from_millis), "{text:?}");
+    }
+}
