@@ -32,6 +32,7 @@ mod place;
 mod pod;
 mod policy_agent;
 mod run;
+pub mod traffic;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

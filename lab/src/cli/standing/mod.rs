@@ -53,11 +53,21 @@ pub(crate) enum PodVerb {
 pub(crate) struct PodArgs {
     /// Node, e.g. `node1`.
     node: String,
-    /// Pod name.
+    /// Pod name, or `NAMESPACE/NAME`.
     name: String,
-    /// Kubernetes namespace.
+    /// Kubernetes namespace of a name without one.
     #[arg(long, short, default_value = "default")]
     namespace: String,
+}
+
+impl PodArgs {
+    /// Node, namespace and name.
+    fn parts(self) -> (String, String, String) {
+        match self.name.split_once('/') {
+            Some((namespace, name)) => (self.node, namespace.to_owned(), name.to_owned()),
+            None => (self.node, self.namespace, self.name),
+        }
+    }
 }
 
 /// Makes a world; returns when it stands, or stays with `--foreground`.
@@ -124,8 +134,14 @@ pub(crate) fn status() -> Result<()> {
 /// Adds or deletes a pod.
 pub(crate) fn pod(verb: PodVerb) -> Result<()> {
     tell(&match verb {
-        PodVerb::Add(PodArgs { node, name, namespace }) => Ask::PodAdd { node, namespace, name },
-        PodVerb::Del(PodArgs { node, name, namespace }) => Ask::PodDel { node, namespace, name },
+        PodVerb::Add(pod) => {
+            let (node, namespace, name) = pod.parts();
+            Ask::PodAdd { node, namespace, name }
+        }
+        PodVerb::Del(pod) => {
+            let (node, namespace, name) = pod.parts();
+            Ask::PodDel { node, namespace, name }
+        }
     })
 }
 
