@@ -179,15 +179,7 @@ impl Pool {
         }
         let stats = self.book.stats();
         let cooled = self.book.cooling().into_iter().filter(|(_, until)| *until <= deadline).count();
-        let coming: u32 = self
-            .running
-            .steps()
-            .values()
-            .map(|step| match step {
-                Step::AllocateEni { ips: count, .. } | Step::AssignIps { count, .. } => *count,
-                _ => 0,
-            })
-            .sum();
+        let coming = self.running.ips_coming();
         let set_up = self.set_up_by(deadline);
         [super::book::to_u32(cooled), coming, set_up, self.room(deadline)]
             .into_iter()
@@ -313,10 +305,12 @@ impl Pool {
             }
         }
         let Self { settings, .. } = self;
-        let source = if settings.is_eni_limit_configured { "MAX_ENI allows" } else { "takes" };
+        let who = match settings.is_eni_limit_configured {
+            true => format!("MAX_ENI allows this {}", settings.instance_type),
+            false => format!("{} takes", settings.instance_type),
+        };
         format!(
-            "{figures} on {enis} ENIs, and {} {source} {} ENIs with {} addresses each, {} in all",
-            settings.instance_type,
+            "{figures} on {enis} ENIs, and {who} {} ENIs with {} addresses each, {} in all",
             settings.eni_limit,
             settings.ips_per_eni,
             self.capacity()

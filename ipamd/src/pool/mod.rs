@@ -27,7 +27,7 @@ use std::time::Instant;
 
 use vpc::{EniId, EniSlot, PodKey, PodName, RouteTable};
 
-pub(crate) use book::{AddressView, EniPhase, EniView, QuarantineReason};
+pub(crate) use book::{AddressView, EniView, QuarantineReason};
 pub(crate) use explain::{Reason, Refusal};
 pub(crate) use restore::{Journal, KernelView, RestoreNote};
 pub(crate) use settings::{Settings, WarmTargets};

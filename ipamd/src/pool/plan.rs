@@ -130,15 +130,7 @@ impl Pool {
 
     fn view(&self) -> View {
         let stats = self.stats();
-        let coming: u32 = self
-            .running
-            .steps()
-            .values()
-            .map(|step| match step {
-                Step::AllocateEni { ips: count, .. } | Step::AssignIps { count, .. } => *count,
-                _ => 0,
-            })
-            .sum();
+        let coming = self.running.ips_coming();
         let leaving = stats.total
             - (stats.assigned + stats.cooling + stats.quarantined + stats.free + stats.setting_up);
         // A pinned address is its pod's, but stands on no ENI that we know.

@@ -145,6 +145,15 @@ impl Running {
         self.steps.remove(&id)
     }
 
+    /// The addresses that the steps under way ask of EC2.
+    pub(super) fn ips_coming(&self) -> u32 {
+        let asked = self.steps.values().map(|step| match step {
+            Step::AllocateEni { ips: count, .. } | Step::AssignIps { count, .. } => *count,
+            _ => 0,
+        });
+        asked.sum()
+    }
+
     /// Whether a step is under way that changes what EC2 holds for this ENI.
     pub(super) fn changes(&self, eni: &EniId) -> bool {
         self.steps.values().any(|step| step.eni() == Some(eni) && !matches!(step, Step::SetUpEni { .. }))
