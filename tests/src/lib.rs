@@ -25,6 +25,8 @@ type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<()>>>> + Send>
 pub struct Scenario {
     name: String,
     needs: Vec<&'static str>,
+    /// What this machine lacks for it.
+    lacks: Option<&'static str>,
     run: Run,
 }
 
@@ -36,13 +38,22 @@ impl Scenario {
     {
         // The path of the function ends in its name.
         let name = name.rsplit("::").next().unwrap_or(name).to_owned();
-        Self { name, needs: Vec::new(), run: Box::new(|| Box::pin(run())) }
+        Self { name, needs: Vec::new(), lacks: None, run: Box::new(|| Box::pin(run())) }
     }
 
     /// Skips the scenario, by name, where this command is not to be had.
     #[must_use]
     pub fn needs(mut self, command: &'static str) -> Self {
         self.needs.push(command);
+        self
+    }
+
+    /// Skips the scenario, by name, where something that is no command is not to be had.
+    #[must_use]
+    pub fn only_with(mut self, what: &'static str, is_there: bool) -> Self {
+        if !is_there {
+            self.lacks = Some(what);
+        }
         self
     }
 }
@@ -74,7 +85,10 @@ fn trial(scenario: Scenario, may_run: bool) -> Trial {
     if may_run && !missing.is_empty() {
         eprintln!("skipped: {} needs {missing:?}", scenario.name);
     }
-    let is_skipped = !may_run || !missing.is_empty();
+    if let Some(what) = scenario.lacks.filter(|_| may_run) {
+        eprintln!("skipped: {} needs {what}", scenario.name);
+    }
+    let is_skipped = !may_run || !missing.is_empty() || scenario.lacks.is_some();
     let run = scenario.run;
     Trial::test(scenario.name, move || block_on(run).map_err(|error| Failed::from(format!("{error:?}"))))
         .with_ignored_flag(is_skipped)
