@@ -5,6 +5,8 @@
 //! same arguments and the same closing line as any Rust test.
 #![forbid(unsafe_code)]
 
+pub mod look;
+
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
