@@ -3,6 +3,7 @@
 //! One JSON object on one line. Keys, their order and the version are a contract with
 //! amazon-vpc-cni-k8s, which must be able to take the node over with this file, and we with its.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -52,6 +53,8 @@ pub(crate) enum Problem {
     ForeignVersion(String),
     /// One entry is not usable; the others were used.
     Entry { number: usize, fault: String },
+    /// Two entries name the same pod or the same address; who reads them decides between them.
+    Contradiction { number: usize, earlier: usize },
 }
 
 impl fmt::Display for Problem {
@@ -61,6 +64,9 @@ impl fmt::Display for Problem {
             Self::Malformed(cause) => write!(f, "it is not well formed: {cause}"),
             Self::ForeignVersion(version) => write!(f, "its version is {version:?}: expected {VERSION:?}"),
             Self::Entry { number, fault } => write!(f, "allocation {number} is not usable: {fault}"),
+            Self::Contradiction { number, earlier } => {
+                write!(f, "allocations {earlier} and {number} have the same pod or the same address")
+            }
         }
     }
 }
@@ -204,10 +210,18 @@ fn parse(bytes: &[u8]) -> Loaded {
         problems.push(Problem::ForeignVersion(version));
     }
     let mut allocations = Vec::new();
-    for (index, value) in entries.into_iter().enumerate() {
+    let (mut pods, mut addresses) = (BTreeMap::new(), BTreeMap::new());
+    for (number, value) in (1..).zip(entries) {
         match allocation(value) {
-            Ok(allocation) => allocations.push(allocation),
-            Err(fault) => problems.push(Problem::Entry { number: index + 1, fault }),
+            Ok(allocation) => {
+                let same_pod = pods.insert(allocation.key.clone(), number);
+                let same_address = addresses.insert(allocation.address, number);
+                if let Some(earlier) = same_pod.or(same_address) {
+                    problems.push(Problem::Contradiction { number, earlier });
+                }
+                allocations.push(allocation);
+            }
+            Err(fault) => problems.push(Problem::Entry { number, fault }),
         }
     }
     Loaded { allocations, problems, kept_as: None }

@@ -117,8 +117,11 @@ fn files_that_are_no_state_file_are_reported() {
 }
 
 #[test]
-fn two_claims_on_one_address_are_both_handed_on_for_judgement() {
-    assert_eq!(parse(render(&[web(), web()]).as_bytes()).allocations.len(), 2);
+fn two_claims_on_one_address_are_reported_and_both_handed_on_for_judgement() {
+    let loaded = parse(render(&[web(), web()]).as_bytes());
+
+    assert_eq!(loaded.allocations.len(), 2);
+    assert_eq!(loaded.problems, [Problem::Contradiction { number: 2, earlier: 1 }]);
 }
 
 #[test]
