@@ -169,7 +169,7 @@ impl Daemon {
             () = stop.cancelled() => {}
             ended = task => anyhow::bail!("the pool's task has ended: {ended:?}"),
         }
-        info!("told to stop; answering what was accepted");
+        info!(stats = ?pool.stats().await, "told to stop; answering what was accepted");
         upkeep.abort();
         if tokio::time::timeout(DRAIN_PATIENCE, pool.drain()).await.is_err() {
             warn!("EC2 work is still under way; the next start finds its records");

@@ -31,6 +31,7 @@ pub(crate) enum CniVersion {
 
 /// The egress plugin's part: IPv4 for the pods of an IPv6 cluster, or the other way round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "the settings that choose egress are refused so far"))]
 pub(crate) enum Egress {
     /// An IPv4 cluster without IPv6 egress: the plugin passes results through.
     V6Off,

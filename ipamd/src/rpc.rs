@@ -20,7 +20,7 @@ use vpc::{PodKey, PodName};
 use crate::host::HostHandle;
 use crate::imds::{InstanceFacts, NetworkFacts};
 use crate::pool_task::{AddError, DelError, PoolHandle};
-pub(crate) use listen::{ServeError, bind, serve};
+pub(crate) use listen::{bind, serve};
 
 /// How long a pod may wait for an address at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);

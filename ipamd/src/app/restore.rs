@@ -5,14 +5,14 @@ use std::time::Instant;
 use anyhow::Context;
 use ec2::Ec2;
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use vpc::Eni;
 
 use super::START_PATIENCE;
 use crate::checkpoint::{Checkpoint, StateFile};
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
-use crate::pool::{FailureClass, Journal, Pool, RestoreNote};
+use crate::pool::{AddressView, EniView, FailureClass, Journal, Pool, RestoreNote};
 use crate::sidecar::Remembered;
 
 /// What EC2 says is attached; asked again while time may help.
@@ -84,8 +84,22 @@ pub(super) async fn pool(
             RestoreNote::Cleared { .. } => info!(%note, "witnesses compared"),
         }
     }
+    report(pool);
     if is_changed && (had_allocations || !loaded.problems.is_empty()) {
         checkpoint.write(&pool.allocations()).context("write the restored state")?;
     }
     Ok(())
+}
+
+/// Says once what the daemon starts with: each ENI, and at the debug level each pod's address.
+fn report(pool: &Pool) {
+    for eni in pool.enis() {
+        let EniView { id, slot, role, phase, subnet, primary_ip, addresses } = eni;
+        info!(%id, %slot, ?role, ?phase, %subnet, %primary_ip, addresses = addresses.len(), "ENI known");
+        for AddressView { address, state, pod } in addresses {
+            if let Some(pod) = pod {
+                debug!(%address, state, %pod, "address known");
+            }
+        }
+    }
 }
