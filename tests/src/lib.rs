@@ -5,6 +5,9 @@
 //! same arguments and the same closing line as any Rust test.
 #![forbid(unsafe_code)]
 
+pub mod stage;
+pub mod trace;
+
 pub mod look;
 
 use std::path::PathBuf;

@@ -1,0 +1,266 @@
+//! SIGKILL at the worst moments: of the daemon, and of the plugin at each of its messages.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::scenarios;
+use e2e::stage::{Setting, Stage, on};
+use e2e::trace::{End, Fate, Next, Peer, Side, follow, kill_at_message};
+use lab::cloud::GatePoint;
+use lab::world::{Pod, PodSpec, STATE_FILE};
+use nix::libc;
+use serde_json::Value;
+
+/// The pods that a t3.small has room for: three ENIs with three secondary addresses each.
+const FULL: usize = 9;
+
+/// How long the daemon may take to ask EC2 for something that it needs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// More messages than any call sends; a plugin that sends more is not counted to its end.
+const MOST_MESSAGES: usize = 200;
+
+fn main() {
+    e2e::main(scenarios![
+        a_kill_after_create_leaves_no_eni_behind,
+        a_kill_before_an_attach_arrives_leaves_no_eni_behind,
+        a_kill_after_attach_leaves_an_eni_that_pods_use,
+        a_kill_before_an_eni_is_set_up_leaves_one_that_pods_use,
+        a_kill_between_state_file_and_reply_gives_no_address_twice,
+        an_add_killed_at_any_netlink_message_is_undone_by_del,
+        an_add_killed_at_any_word_to_the_daemon_is_undone_by_del,
+        a_del_killed_at_any_netlink_message_is_finished_by_the_next,
+        a_del_killed_at_any_word_to_the_daemon_is_finished_by_the_next,
+        a_del_without_the_daemon_frees_the_address_once,
+    ]);
+}
+
+/// Kills the daemon while it makes its first further ENI and a call of `action` is held at
+/// `point`; then starts it anew and fills the node.
+async fn killed_while(action: &'static str, point: GatePoint) -> Result<()> {
+    on(Setting::new("t3.small").cooldown(2), async |stage| {
+        let gate = stage.cloud().gate(action, point);
+        stage.start().await?;
+        // The first pod takes an address of the primary ENI, and the pool makes up for it.
+        let early = stage.add("early").await?;
+        tokio::time::timeout(PATIENCE, gate.arrived(1)).await.with_context(|| format!("no {action} came"))?;
+
+        stage.kill().await?;
+        gate.open();
+        stage.start().await?;
+
+        ensure!(stage.live().any(|it| it.container_id() == early.container_id()));
+        stage.add_all("late", FULL - 1).await?;
+        stage.check().await?;
+        stage.remove_all().await?;
+        stage.check().await
+    })
+    .await
+}
+
+async fn a_kill_after_create_leaves_no_eni_behind() -> Result<()> {
+    killed_while("CreateNetworkInterface", GatePoint::BeforeAnswer).await
+}
+
+async fn a_kill_before_an_attach_arrives_leaves_no_eni_behind() -> Result<()> {
+    killed_while("AttachNetworkInterface", GatePoint::BeforeWork).await
+}
+
+async fn a_kill_after_attach_leaves_an_eni_that_pods_use() -> Result<()> {
+    killed_while("AttachNetworkInterface", GatePoint::BeforeAnswer).await
+}
+
+async fn a_kill_before_an_eni_is_set_up_leaves_one_that_pods_use() -> Result<()> {
+    killed_while("ModifyNetworkInterfaceAttribute", GatePoint::BeforeWork).await
+}
+
+async fn a_kill_between_state_file_and_reply_gives_no_address_twice() -> Result<()> {
+    on(Setting::new("t3.small").cooldown(2), async |stage| {
+        stage.start().await?;
+        stage.add_all("early", 2).await?;
+        let pod = stage.node().sandbox(PodSpec::new("default", "web")).await?;
+        let (node, container) = (stage.node().clone(), pod.container_id().to_owned());
+        // The directory is synced behind the move of the new file into its place.
+        let judge = move |side: Side, call: &e2e::trace::SystemCall| {
+            let is_sync = side == Side::After && call.number == libc::SYS_fsync;
+            let is_written = is_sync && node.read(STATE_FILE)?.contains(&container);
+            Ok(if is_written { Next::Kill } else { Next::GoOn })
+        };
+        let (ready, is_traced) = tokio::sync::oneshot::channel();
+        let say = move || {
+            let _ = ready.send(());
+            Ok(())
+        };
+        let tracing = tokio::spawn(follow(stage.daemon_pid()?, say, judge));
+        is_traced.await.context("the daemon is not traced")?;
+        let adding = tokio::spawn({
+            let pod = pod.clone();
+            async move { pod.add().await }
+        });
+        ensure!(tracing.await?? == End::Killed, "the daemon ended by itself");
+        let killed_at = std::time::Instant::now();
+        stage.was_killed().await?;
+        let promised = stage.allocations()?;
+        let (_, address) =
+            promised.iter().find(|(id, _)| id == pod.container_id()).context("nothing was written")?;
+        let address: std::net::Ipv4Addr = address.parse()?;
+
+        stage.start().await?;
+
+        // The plugin asks again. The daemon may have put the address to rest, since nothing in the
+        // kernel spoke for it; then nobody may get it before its time, this pod included.
+        adding.await?.context("the ADD that was under way")?;
+        if pod.address() != address {
+            stage.note_released(address, killed_at);
+        }
+        stage.note_added(&pod)?;
+        stage.add_all("late", FULL - 3).await?;
+        stage.check().await
+    })
+    .await
+}
+
+/// Kills the plugin at its first, second, third … message in ADD on both sides of each, follows
+/// with DEL and a new ADD as kubelet does, and says how many messages there were.
+async fn adds_killed(peer: Peer) -> Result<()> {
+    on(many_addresses(), async |stage| {
+        stage.start().await?;
+        let mut messages = [0, 0];
+        for (count, side) in messages.iter_mut().zip([Side::Before, Side::After]) {
+            for nth in 1..=MOST_MESSAGES {
+                let pod = stage.node().sandbox(PodSpec::new("default", "web")).await?;
+                match kill_at_message(pod.first_plugin_call("ADD")?, peer, nth, side).await? {
+                    Fate::Killed => killed_add(stage, pod, nth).await.with_context(|| {
+                        format!("after an ADD killed {side:?} message {nth} to the {peer:?}")
+                    })?,
+                    Fate::Ended { messages, is_success, stdout } => {
+                        ensure!(is_success && messages == nth - 1, "{messages} of {nth}: {stdout}");
+                        *count = messages;
+                        accept(stage, &pod, &stdout)?;
+                        stage.check().await?;
+                        stage.remove(pod).await?;
+                        break;
+                    }
+                }
+            }
+        }
+        eprintln!("ADD sends {} messages to the {peer:?}; killed before and after each", messages[0]);
+        ensure!(messages[0] > 0 && messages[0] == messages[1], "{messages:?}");
+        stage.check().await
+    })
+    .await
+}
+
+/// Enough addresses for an attempt each second, on primary and secondary ENIs.
+fn many_addresses() -> Setting {
+    Setting::new("m5.large").cooldown(1)
+}
+
+/// What kubelet does about a killed ADD, and what must be so then.
+async fn killed_add(stage: &mut Stage, killed: Pod, nth: usize) -> Result<()> {
+    // The sandbox of every other attempt outlives the new ADD, as it may when the runtime is slow.
+    let is_slow = nth.is_multiple_of(2);
+    killed.del().await.context("DEL after the kill")?;
+    if !is_slow {
+        killed.drop_namespace()?;
+    }
+    let kept = is_slow.then_some(killed);
+
+    let pod = stage.add_once("web").await.context("the new ADD")?;
+    if let Some(killed) = kept {
+        killed.drop_namespace()?;
+    }
+
+    stage.check().await?;
+    stage.remove(pod).await?;
+    stage.check().await
+}
+
+/// Takes the result that a traced plugin printed for a pod.
+fn accept(stage: &mut Stage, pod: &Pod, stdout: &str) -> Result<()> {
+    let result: Value = serde_json::from_str(stdout).with_context(|| format!("read {stdout:?}"))?;
+    pod.set_result(Some(result));
+    stage.note_added(pod)
+}
+
+async fn an_add_killed_at_any_netlink_message_is_undone_by_del() -> Result<()> {
+    adds_killed(Peer::Kernel).await
+}
+
+async fn an_add_killed_at_any_word_to_the_daemon_is_undone_by_del() -> Result<()> {
+    adds_killed(Peer::Daemon).await
+}
+
+/// Kills the plugin at each of its messages in DEL, and lets the runtime repeat the DEL.
+async fn dels_killed(peer: Peer) -> Result<()> {
+    on(many_addresses(), async |stage| {
+        stage.start().await?;
+        let mut messages = [0, 0];
+        for (count, side) in messages.iter_mut().zip([Side::Before, Side::After]) {
+            for nth in 1..=MOST_MESSAGES {
+                let pod = stage.add_once("web").await?;
+                stage.note_deleted(&pod);
+                let fate = kill_at_message(pod.first_plugin_call("DEL")?, peer, nth, side).await?;
+                if let Fate::Ended { messages, is_success, stdout } = fate {
+                    ensure!(is_success && messages == nth - 1, "{messages} of {nth}: {stdout}");
+                    *count = messages;
+                    pod.drop_namespace()?;
+                    break;
+                }
+                let what = || format!("after a DEL killed {side:?} message {nth} to the {peer:?}");
+                pod.remove().await.with_context(what)?;
+                drop(pod);
+                stage.check().await.with_context(what)?;
+            }
+        }
+        eprintln!("DEL sends {} messages to the {peer:?}; killed before and after each", messages[0]);
+        ensure!(messages[0] > 0 && messages[0] == messages[1], "{messages:?}");
+        stage.add_all("late", 3).await?;
+        stage.check().await
+    })
+    .await
+}
+
+async fn a_del_killed_at_any_netlink_message_is_finished_by_the_next() -> Result<()> {
+    dels_killed(Peer::Kernel).await
+}
+
+async fn a_del_killed_at_any_word_to_the_daemon_is_finished_by_the_next() -> Result<()> {
+    dels_killed(Peer::Daemon).await
+}
+
+async fn a_del_without_the_daemon_frees_the_address_once() -> Result<()> {
+    on(Setting::new("t3.small"), async |stage| {
+        stage.start().await?;
+        stage.add("other").await?;
+        let old = stage.add("web").await?;
+        let old_address = old.address();
+        stage.kill().await?;
+        stage.remove(old).await.context("DEL without the daemon")?;
+
+        // The new ADD waits for the daemon.
+        let adding = stage.adding("web", 1);
+        stage.start().await?;
+        stage.added(adding).await?;
+
+        stage.check().await?;
+        let before = stage.allocations()?;
+        ensure!(before.iter().all(|(_, address)| *address != old_address.to_string()), "{before:?}");
+        let spooled = std::fs::read_dir(stage.node().path(SPOOL))?.count();
+        ensure!(spooled == 0, "{spooled} DELs are still left for the daemon");
+        stage.restart().await?;
+        ensure!(stage.allocations()? == before, "the second return freed more");
+        stage.check().await?;
+        // Nobody else is given the address of the new pod, and the old one only when it has rested.
+        let free = FULL - stage.live().count() - 1;
+        stage.add_all("late", free).await?;
+        let addresses: BTreeSet<_> = stage.live().map(Pod::address).collect();
+        ensure!(addresses.len() == FULL - 1, "{addresses:?}");
+        stage.check().await
+    })
+    .await
+}
+
+/// Where the plugin leaves DELs for a daemon that is down.
+const SPOOL: &str = "/var/run/aws-node/del-spool";

@@ -1,0 +1,453 @@
+//! A node under test with a peer to talk to, and what must hold on it whatever has happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::cloud::{CloudBuilder, CloudHandle, Fault, FaultId};
+use lab::world::cni::PluginError;
+use lab::world::{ECHO_PORT, INTERNET_ECHO, Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec, STATE_FILE};
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::until;
+
+/// How long kubelet's attempts may go on: past every pause that the daemon makes.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// Kubelet waits between its attempts too.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
+/// How long a packet may take on a machine that is busy with other scenarios.
+const ANSWER: Duration = Duration::from_secs(15);
+/// How long the daemon may take to put right what a fault has left. An ENI whose making was
+/// interrupted is looked for a minute after a start.
+const MENDED: Duration = Duration::from_secs(110);
+
+/// The priority of rules to pods.
+const TO_POD: u64 = 512;
+/// The priority of rules from pods on secondary ENIs.
+const FROM_POD: u64 = 1536;
+
+/// Two nodes: the first is under test, on the second there is a pod to talk to.
+#[derive(Debug)]
+pub struct Stage {
+    lab: Lab,
+    options: IpamdOptions,
+    cooldown: Duration,
+    ipamd: Option<Ipamd>,
+    peer: Pod,
+    live: BTreeMap<String, Pod>,
+    /// When an address was given back at the earliest.
+    released: BTreeMap<Ipv4Addr, Instant>,
+    _peers_ipamd: Ipamd,
+}
+
+/// Sets a stage, acts on it, and on failure tells everything that there is to see.
+///
+/// # Errors
+/// Those of `act`.
+pub async fn on(setting: Setting, act: impl AsyncFnOnce(&mut Stage) -> Result<()>) -> Result<()> {
+    let mut stage = setting.set().await.context("set the stage")?;
+    let outcome = act(&mut stage).await;
+    if outcome.is_err() {
+        eprintln!("{}", stage.lab.dump().await);
+    }
+    outcome?;
+    stage.lab.shutdown().await
+}
+
+/// What the stage is to be.
+#[derive(Debug)]
+pub struct Setting {
+    instance_type: &'static str,
+    cloud: CloudBuilder,
+    cooldown: u64,
+    options: IpamdOptions,
+}
+
+impl Setting {
+    /// The node under test is of this type; addresses rest for 30 seconds.
+    pub fn new(instance_type: &'static str) -> Setting {
+        let cloud = CloudBuilder::two_zones(7);
+        Setting { instance_type, cloud, cooldown: 30, options: IpamdOptions::new() }
+    }
+
+    /// In another cloud; it needs the zones `us-west-2a` for the node and `us-west-2b`.
+    #[must_use]
+    pub fn cloud(mut self, cloud: CloudBuilder) -> Setting {
+        self.cloud = cloud;
+        self
+    }
+
+    /// How many seconds an address rests.
+    #[must_use]
+    pub fn cooldown(mut self, seconds: u64) -> Setting {
+        self.cooldown = seconds;
+        self
+    }
+
+    /// A variable of the daemon's environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Setting {
+        self.options = self.options.env(name, value);
+        self
+    }
+
+    async fn set(self) -> Result<Stage> {
+        let builder = Lab::builder().cloud(self.cloud);
+        let lab =
+            builder.node(self.instance_type, "us-west-2a").node("m5.large", "us-west-2b").start().await?;
+        for node in lab.nodes() {
+            node.install_plugin(None).await?;
+        }
+        // The peer's daemon makes no ENIs: gates and counts then concern the node under test alone.
+        let few = IpamdOptions::new().env("WARM_IP_TARGET", 1).env("MINIMUM_IP_TARGET", 2);
+        let peers_ipamd = lab.node("node2")?.start_ipamd(&few).await?;
+        let peer = lab.node("node2")?.add_pod("default", "peer").await?;
+        Ok(Stage {
+            lab,
+            options: self.options.env("IP_COOLDOWN_PERIOD", self.cooldown),
+            cooldown: Duration::from_secs(self.cooldown),
+            ipamd: None,
+            peer,
+            live: BTreeMap::new(),
+            released: BTreeMap::new(),
+            _peers_ipamd: peers_ipamd,
+        })
+    }
+}
+
+impl Stage {
+    /// The node under test.
+    pub fn node(&self) -> &Node {
+        &self.lab.nodes()[0]
+    }
+
+    /// The cloud around it.
+    pub fn cloud(&self) -> &CloudHandle {
+        self.lab.cloud()
+    }
+
+    /// The pods on the node, by container id.
+    pub fn live(&self) -> impl Iterator<Item = &Pod> {
+        self.live.values()
+    }
+
+    /// Installs a fault that befalls the node under test alone.
+    pub fn fault(&self, fault: Fault) -> FaultId {
+        let instance = self.node().instance_id().to_owned();
+        self.cloud().fault(fault.when(move |call| call.instance.as_deref() == Some(&instance)))
+    }
+
+    /// Starts the daemon and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn start(&mut self) -> Result<()> {
+        self.ipamd = Some(self.node().start_ipamd(&self.options).await?);
+        Ok(())
+    }
+
+    /// The running daemon's process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn daemon_pid(&self) -> Result<i32> {
+        Ok(self.ipamd.as_ref().context("the daemon does not run")?.pid())
+    }
+
+    /// Kills the daemon.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.ipamd.take().context("the daemon does not run")?.kill().await
+    }
+
+    /// Takes note that the daemon has been killed by somebody else, and waits for its end.
+    ///
+    /// # Errors
+    /// It still runs.
+    pub async fn was_killed(&mut self) -> Result<()> {
+        let mut ipamd = self.ipamd.take().context("the daemon does not run")?;
+        ipamd.wait(ANSWER).await?;
+        Ok(())
+    }
+
+    /// Kills the daemon and starts it anew.
+    ///
+    /// # Errors
+    /// It does not serve again.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill().await?;
+        self.start().await
+    }
+
+    /// One attempt to add a pod, as the runtime makes it: a failed ADD is followed by DEL.
+    ///
+    /// # Errors
+    /// The plugin's, or the address may not be in use again yet.
+    pub async fn add_once(&mut self, name: &str) -> Result<Pod> {
+        let pod = self.node().add_pod("default", name).await?;
+        self.note_added(&pod)?;
+        Ok(pod)
+    }
+
+    /// Adds a pod as kubelet does: again and again, each time with a new sandbox.
+    ///
+    /// # Errors
+    /// The last attempt's; or an address came that may not be in use again yet.
+    pub async fn add(&mut self, name: &str) -> Result<Pod> {
+        let pod = attempt(self.node().clone(), name.to_owned()).await?;
+        self.note_added(&pod)?;
+        Ok(pod)
+    }
+
+    /// Adds pods side by side, `prefix-1` and so on, each as kubelet does.
+    ///
+    /// # Errors
+    /// The first that gets no address in the end.
+    pub async fn add_all(&mut self, prefix: &str, count: usize) -> Result<()> {
+        let adding = self.adding(prefix, count);
+        self.added(adding).await
+    }
+
+    /// Begins to add pods side by side, while the scenario goes on.
+    pub fn adding(&self, prefix: &str, count: usize) -> JoinSet<Result<Pod>> {
+        (1..=count).map(|number| attempt(self.node().clone(), format!("{prefix}-{number}"))).collect()
+    }
+
+    /// Waits for all that [`Stage::adding`] has begun.
+    ///
+    /// # Errors
+    /// The first that gets no address in the end.
+    pub async fn added(&mut self, mut adding: JoinSet<Result<Pod>>) -> Result<()> {
+        while let Some(pod) = adding.join_next().await {
+            self.note_added(&pod??)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a pod into the books that was added in another way.
+    ///
+    /// # Errors
+    /// Its address is another pod's, or rests.
+    pub fn note_added(&mut self, pod: &Pod) -> Result<()> {
+        let address = pod.address();
+        if let Some(other) = self.live.values().find(|it| it.address() == address) {
+            bail!("{address} was given to {} while {} has it", pod.label(), other.label());
+        }
+        if let Some(since) = self.released.get(&address) {
+            let rested = since.elapsed();
+            ensure!(rested >= self.cooldown, "{address} was given to {} after {rested:?}", pod.label());
+        }
+        self.live.insert(pod.container_id().to_owned(), pod.clone());
+        Ok(())
+    }
+
+    /// Takes a pod out of the books that is being deleted in another way. To be called before.
+    pub fn note_deleted(&mut self, pod: &Pod) {
+        if self.live.remove(pod.container_id()).is_some() {
+            self.released.insert(pod.address(), Instant::now());
+        }
+    }
+
+    /// Takes note that an address rests since that time, or later.
+    pub fn note_released(&mut self, address: Ipv4Addr, since: Instant) {
+        self.released.insert(address, since);
+    }
+
+    /// Removes a pod: DEL, and its namespace goes.
+    ///
+    /// # Errors
+    /// DEL's.
+    pub async fn remove(&mut self, pod: Pod) -> Result<()> {
+        self.note_deleted(&pod);
+        pod.remove().await?;
+        Ok(())
+    }
+
+    /// Removes every pod.
+    ///
+    /// # Errors
+    /// The first DEL's.
+    pub async fn remove_all(&mut self) -> Result<()> {
+        for pod in self.live.values().cloned().collect::<Vec<_>>() {
+            self.remove(pod).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything that must hold once things have calmed down.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub async fn check(&self) -> Result<()> {
+        self.check_state_file()?;
+        self.check_kernel().await?;
+        self.check_enis().await?;
+        until("the node has no links of pods that are gone", MENDED, || async {
+            Ok(self.pod_links().await? == self.live.values().map(Pod::host_veth).collect())
+        })
+        .await?;
+        for pod in self.live.values() {
+            self.check_reach(pod).await?;
+        }
+        Ok(())
+    }
+
+    /// The state file holds the live pods' addresses and nothing else.
+    fn check_state_file(&self) -> Result<()> {
+        let expected: BTreeSet<_> = self
+            .live
+            .values()
+            .map(|pod| (pod.container_id().to_owned(), pod.address().to_string()))
+            .collect();
+        let found = self.allocations()?;
+        ensure!(found == expected, "{STATE_FILE} holds {found:?}: expected {expected:?}");
+        Ok(())
+    }
+
+    /// Container id and address of each allocation in the state file.
+    ///
+    /// # Errors
+    /// It cannot be read, or has a container twice.
+    pub fn allocations(&self) -> Result<BTreeSet<(String, String)>> {
+        let file: Value =
+            serde_json::from_str(&self.node().read(STATE_FILE)?).context("read the state file")?;
+        let entries = file["allocations"].as_array().context("no allocations in the state file")?;
+        let word = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let found: BTreeSet<_> =
+            entries.iter().map(|it| (word(it, "containerID"), word(it, "ipv4"))).collect();
+        ensure!(found.len() == entries.len(), "an allocation stands twice in {file}");
+        Ok(found)
+    }
+
+    /// Each live pod has its rules and its route, and there are no others.
+    async fn check_kernel(&self) -> Result<()> {
+        let snapshot = self.cloud().snapshot();
+        let mut expected = BTreeSet::new();
+        for pod in self.live.values() {
+            let address = pod.address();
+            expected.insert(format!("rule {TO_POD} to {address} table main"));
+            expected.insert(format!("route {address} dev {}", pod.host_veth()));
+            let holders: Vec<_> = snapshot
+                .attached(self.node().instance_id())
+                .into_iter()
+                .filter(|eni| eni.addresses.iter().any(|it| it.address == address && !it.is_primary))
+                .collect();
+            let [eni] = holders.as_slice() else {
+                bail!(
+                    "{address} of {} is a secondary address of {} attached ENIs",
+                    pod.label(),
+                    holders.len()
+                );
+            };
+            let index = eni.attachment.as_ref().map_or(0, |it| it.device_index);
+            if index != 0 {
+                expected.insert(format!("rule {FROM_POD} from {address} table {}", index + 1));
+            }
+        }
+        let found = self.pod_objects().await?;
+        let set: BTreeSet<_> = found.iter().cloned().collect();
+        ensure!(set == expected, "the kernel holds for pods {set:#?}: expected {expected:#?}");
+        ensure!(set.len() == found.len(), "an object of a pod is there twice: {found:#?}");
+        Ok(())
+    }
+
+    /// The rules and routes of pods, in words.
+    async fn pod_objects(&self) -> Result<Vec<String>> {
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let rules = self.node().ip(&["-j", "rule"]).await?;
+        let routes = self.node().ip(&["-j", "route", "show", "table", "main"]).await?;
+        let mut objects = Vec::new();
+        for rule in rules.as_array().into_iter().flatten() {
+            let table = word(&rule["table"]);
+            match rule["priority"].as_u64() {
+                Some(TO_POD) => {
+                    objects.push(format!("rule {TO_POD} to {} table {table}", word(&rule["dst"])))
+                }
+                Some(FROM_POD) => {
+                    objects.push(format!("rule {FROM_POD} from {} table {table}", word(&rule["src"])));
+                }
+                _ => {}
+            }
+        }
+        for route in routes.as_array().into_iter().flatten() {
+            if word(&route["dev"]).starts_with("eni") {
+                objects.push(format!("route {} dev {}", word(&route["dst"]), word(&route["dev"])));
+            }
+        }
+        Ok(objects)
+    }
+
+    async fn pod_links(&self) -> Result<BTreeSet<String>> {
+        let links = self.node().ip(&["-j", "link"]).await?;
+        let names = links.as_array().into_iter().flatten().filter_map(|it| it["ifname"].as_str());
+        Ok(names.filter(|it| it.starts_with("eni")).map(str::to_owned).collect())
+    }
+
+    /// Every ENI that was made is attached, and every attached one is ready to carry pods.
+    async fn check_enis(&self) -> Result<()> {
+        until("no ENI is left unattached", MENDED, || async {
+            Ok(self.cloud().snapshot().enis.values().all(|eni| eni.attachment.is_some()))
+        })
+        .await?;
+        until("every attached ENI is set up on the node", MENDED, || self.are_enis_set_up()).await
+    }
+
+    async fn are_enis_set_up(&self) -> Result<bool> {
+        let links = self.node().ip(&["-j", "link"]).await?;
+        for eni in self.cloud().snapshot().attached(self.node().instance_id()) {
+            let index = eni.attachment.as_ref().map_or(0, |it| it.device_index);
+            if index == 0 {
+                continue;
+            }
+            let mut found = links.as_array().into_iter().flatten();
+            let link = found.find(|it| it["address"] == eni.mac.as_str());
+            let Some(name) = link.filter(|it| it["operstate"] == "UP").map(|it| it["ifname"].clone()) else {
+                return Ok(false);
+            };
+            let table = (index + 1).to_string();
+            // A table without routes does not exist, which `ip` reports as a failure.
+            let routes = self.node().ip(&["-j", "route", "show", "table", &table]).await.unwrap_or_default();
+            let mut routes = routes.as_array().into_iter().flatten();
+            if !routes.any(|it| it["dst"] == "default" && it["dev"] == name) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The pod reaches the internet by the node's address, and the peer by its own, and back.
+    async fn check_reach(&self, pod: &Pod) -> Result<()> {
+        let (by_internet, _) = pod.seen_by(INTERNET_ECHO, ECHO_PORT, ANSWER).await?;
+        let node = self.node().primary_ip();
+        ensure!(by_internet == node, "the internet sees {} as {by_internet}: expected {node}", pod.label());
+        let (by_peer, _) = pod.seen_by(self.peer.address(), ECHO_PORT, ANSWER).await?;
+        let own = pod.address();
+        ensure!(by_peer == own, "the other node's pod sees {} as {by_peer}: expected {own}", pod.label());
+        let (by_pod, _) = self.peer.seen_by(own, ECHO_PORT, ANSWER).await?;
+        let peer = self.peer.address();
+        ensure!(by_pod == peer, "{} sees the other node's pod as {by_pod}: expected {peer}", pod.label());
+        Ok(())
+    }
+}
+
+/// Adds a pod as kubelet does.
+async fn attempt(node: Node, name: String) -> Result<Pod> {
+    let began = Instant::now();
+    loop {
+        match node.add_pod_timed(PodSpec::new("default", &name)).await {
+            Ok((pod, _)) => return Ok(pod),
+            Err(error) if plugin_error(&error).is_none() || began.elapsed() > PATIENCE => return Err(error),
+            Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+        }
+    }
+}
+
+/// The plugin's own words in an error, if it is one of its.
+#[must_use]
+pub fn plugin_error(error: &anyhow::Error) -> Option<&PluginError> {
+    error.downcast_ref()
+}
