@@ -4,11 +4,12 @@
 //! changes gather and share the next, so that a burst of pods costs few writes.
 
 mod commit;
+mod handle;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,16 +21,14 @@ use vpc::{PodKey, PodName};
 
 use crate::clock::Moment;
 use crate::pool::{
-    Allocation, Answer, Assignment, FailureClass, KernelView, Outcome, Pool, QuarantineReason, Reason,
-    Refusal, Released, Request, RestoreNote, Stats, Step, StepFailure, StepId, WaiterId,
+    Allocation, Answer, Assignment, FailureClass, Outcome, Pool, QuarantineReason, Reason, Refusal, Request,
+    RestoreNote, Step, StepFailure, StepId, WaiterId,
 };
 use commit::{Change, Commit};
+pub(crate) use handle::{AddError, Collected, Collection, DelError, LateDel, PoolHandle};
+use handle::{AddReply, DelReply, Event};
 pub(crate) use writer::Writer;
 use writer::Written;
-
-/// Events that may wait for the task. A node starts some hundred pods at once at most, and a
-/// caller that finds the queue full waits outside it.
-const QUEUE: usize = 1024;
 
 /// The most events taken in before answers are worked out, so that a flood cannot hold them up.
 const BATCH: usize = 256;
@@ -55,177 +54,6 @@ pub(crate) trait StepRunner: Send + Sync + 'static {
     fn remove_stale_rules(&self, address: Ipv4Addr);
 }
 
-/// Why an ADD got no address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum AddError {
-    Refused(Refusal),
-    /// The daemon is going, or has gone.
-    ShuttingDown,
-}
-
-/// Why a DEL was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DelError {
-    #[error("datastore: unknown pod")]
-    UnknownPod,
-    #[error("the address could not be released durably: {0}")]
-    NotDurable(String),
-    #[error("the daemon is shutting down")]
-    ShuttingDown,
-}
-
-/// A DEL that a plugin left behind while the daemon was away.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LateDel {
-    pub(crate) key: PodKey,
-    /// One of which the pod had; empty if nobody knows.
-    pub(crate) addresses: Vec<Ipv4Addr>,
-    pub(crate) unix_ns: i64,
-}
-
-/// What the runtime still knows of one network, with the kernel's view of the others.
-#[derive(Debug)]
-pub(crate) struct Collection {
-    pub(crate) network: String,
-    /// Container id and interface of each attachment that is to stay.
-    pub(crate) valid: BTreeSet<(String, String)>,
-    pub(crate) kernel: KernelView,
-    /// Assignments from this time on are newer than the runtime's list.
-    pub(crate) asked_unix_ns: i64,
-}
-
-/// One pod that [`PoolHandle::collect`] took the address from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Collected {
-    pub(crate) released: Released,
-    /// The address is held back, since the pod's link is still there.
-    pub(crate) is_quarantined: bool,
-}
-
-type AddReply = oneshot::Sender<Result<Assignment, AddError>>;
-type DelReply = oneshot::Sender<Result<Released, DelError>>;
-
-/// Everything that can change the pool, or asks about it.
-#[derive(Debug)]
-enum Event {
-    Add {
-        key: PodKey,
-        pod: PodName,
-        deadline: Instant,
-        reply: AddReply,
-    },
-    Del {
-        key: PodKey,
-        reply: DelReply,
-    },
-    LateDel {
-        del: LateDel,
-        reply: DelReply,
-    },
-    Collect {
-        collection: Collection,
-        reply: oneshot::Sender<Result<Vec<Collected>, DelError>>,
-    },
-    KernelSeen(KernelView),
-    Readiness {
-        reply: oneshot::Sender<Result<(), AddError>>,
-    },
-    Inspect {
-        reply: oneshot::Sender<Stats>,
-    },
-    StepDone {
-        id: StepId,
-        outcome: Outcome,
-    },
-    Written(Written),
-    Drain {
-        reply: oneshot::Sender<()>,
-    },
-    /// Something is due by the clock.
-    Tick,
-}
-
-/// How everybody else speaks to the pool. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct PoolHandle {
-    events: mpsc::Sender<Event>,
-}
-
-impl PoolHandle {
-    /// An address for a pod, waiting for one until `deadline` if need be.
-    ///
-    /// A caller that drops the future before there is an address leaves the queue.
-    ///
-    /// # Errors
-    /// [`AddError`] with the reason.
-    pub(crate) async fn add(
-        &self,
-        key: PodKey,
-        pod: PodName,
-        deadline: Instant,
-    ) -> Result<Assignment, AddError> {
-        self.ask(|reply| Event::Add { key, pod, deadline, reply })
-            .await
-            .unwrap_or(Err(AddError::ShuttingDown))
-    }
-
-    /// Takes a pod's address back.
-    ///
-    /// # Errors
-    /// [`DelError`] if the key holds nothing, or the release is not durable and was undone.
-    pub(crate) async fn del(&self, key: PodKey) -> Result<Released, DelError> {
-        self.ask(|reply| Event::Del { key, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
-    }
-
-    /// Takes in a DEL that was left behind, unless the key holds another address by now or was
-    /// assigned later: that is [`DelError::UnknownPod`].
-    ///
-    /// # Errors
-    /// As [`PoolHandle::del`].
-    pub(crate) async fn late_del(&self, del: LateDel) -> Result<Released, DelError> {
-        self.ask(|reply| Event::LateDel { del, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
-    }
-
-    /// Takes the addresses back of all pods that the runtime no longer knows.
-    ///
-    /// # Errors
-    /// [`DelError`] if that is not durable.
-    pub(crate) async fn collect(&self, collection: Collection) -> Result<Vec<Collected>, DelError> {
-        self.ask(|reply| Event::Collect { collection, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
-    }
-
-    /// Whether a pod would get an address now, or may hope for one.
-    ///
-    /// # Errors
-    /// What such a pod would be told.
-    pub(crate) async fn readiness(&self) -> Result<(), AddError> {
-        self.ask(|reply| Event::Readiness { reply }).await.unwrap_or(Err(AddError::ShuttingDown))
-    }
-
-    /// The pool's figures; none once the daemon is going.
-    pub(crate) async fn stats(&self) -> Option<Stats> {
-        self.ask(|reply| Event::Inspect { reply }).await
-    }
-
-    /// Hands over what the kernel shows now.
-    pub(crate) async fn kernel_seen(&self, kernel: KernelView) {
-        // Nobody is left to tell once the task has ended.
-        let _ = self.events.send(Event::KernelSeen(kernel)).await;
-    }
-
-    /// Ends the pool's work: no new addresses, no new steps. Returns when the steps under way
-    /// have ended and everything is written.
-    pub(crate) async fn drain(&self) {
-        self.ask(|reply| Event::Drain { reply }).await;
-    }
-
-    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.events.send(event(reply)).await.ok()?;
-        answer.await.ok()
-    }
-}
-
 /// The task's state; [`PoolTask::run`] owns it.
 pub(crate) struct PoolTask<R> {
     pool: Pool,
@@ -245,7 +73,7 @@ pub(crate) struct PoolTask<R> {
 impl<R: StepRunner> PoolTask<R> {
     /// A task for a restored pool, and the handle to it.
     pub(crate) fn new(pool: Pool, runner: Arc<R>, writer: Writer) -> (Self, PoolHandle) {
-        let (sender, events) = mpsc::channel(QUEUE);
+        let (handle, events) = handle::queue();
         let task = Self {
             pool,
             runner,
@@ -259,7 +87,7 @@ impl<R: StepRunner> PoolTask<R> {
             drain: None,
             is_draining: false,
         };
-        (task, PoolHandle { events: sender })
+        (task, handle)
     }
 
     /// Works until every handle is gone.
@@ -292,7 +120,7 @@ impl<R: StepRunner> PoolTask<R> {
         // to learn of that than to look, and a look costs nothing, so it happens with each event.
         tokio::select! {
             event = self.events.recv() => event,
-            Some(written) = self.writer.written() => Some(Event::Written(written)),
+            written = self.writer.written(), if self.commit.is_writing() => Some(Event::Written(written)),
             Some(ended) = self.steps.join_next_with_id() => Some(self.step_ended(ended)),
             () = due => Some(Event::Tick),
         }

@@ -1,5 +1,6 @@
 //! The task against a disk that waits and fails, and steps that end when the test says so.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc as blocking;
@@ -9,6 +10,7 @@ use vpc::{Eni, EniKind, EniRole, EniSlot};
 use super::*;
 use crate::checkpoint::StateFile;
 use crate::durable::{self, WriteError};
+use crate::pool::{KernelView, Released, Stats};
 use crate::pool::{Settings, WarmTargets};
 use crate::sidecar::Sidecar;
 

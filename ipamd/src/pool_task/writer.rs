@@ -70,9 +70,9 @@ impl Writer {
         let _ = self.jobs.send(Job { allocations, cooling, quarantined });
     }
 
-    /// The outcome of the write under way; pending while there is none.
-    pub(super) async fn written(&mut self) -> Option<Written> {
-        self.done.recv().await
+    /// The outcome of the write under way; a thread that ended has failed it.
+    pub(super) async fn written(&mut self) -> Written {
+        self.done.recv().await.unwrap_or_else(|| Err("the state writer's thread has ended".to_owned()))
     }
 }
 

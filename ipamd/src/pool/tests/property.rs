@@ -33,9 +33,9 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 /// What EC2 truly holds, beside what the pool believes.
 struct Truth {
     world: World,
-    ec2: BTreeMap<vpc::EniId, vpc::Eni>,
+    ec2: BTreeMap<EniId, vpc::Eni>,
     pods: BTreeMap<u8, Ipv4Addr>,
-    released: BTreeMap<Ipv4Addr, std::time::Instant>,
+    released: BTreeMap<Ipv4Addr, Instant>,
     limits: (usize, usize),
     waiting: BTreeMap<WaiterId, u8>,
 }

@@ -1,0 +1,192 @@
+//! How everybody else speaks to the pool: one bounded queue of events, and the answers to them.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use vpc::{PodKey, PodName};
+
+use super::writer::Written;
+use crate::pool::{Assignment, KernelView, Outcome, Refusal, Released, Stats, StepId};
+
+/// Events that may wait for the task. A node starts some hundred pods at once at most, and a
+/// caller that finds the queue full waits outside it.
+const QUEUE: usize = 1024;
+
+/// Why an ADD got no address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AddError {
+    Refused(Refusal),
+    /// The daemon is going, or has gone.
+    ShuttingDown,
+}
+
+/// Why a DEL was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DelError {
+    #[error("datastore: unknown pod")]
+    UnknownPod,
+    #[error("the address could not be released durably: {0}")]
+    NotDurable(String),
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// A DEL that a plugin left behind while the daemon was away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LateDel {
+    pub(crate) key: PodKey,
+    /// One of which the pod had; empty if nobody knows.
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) unix_ns: i64,
+}
+
+/// What the runtime still knows of one network, with the kernel's view of the others.
+#[derive(Debug)]
+pub(crate) struct Collection {
+    pub(crate) network: String,
+    /// Container id and interface of each attachment that is to stay.
+    pub(crate) valid: BTreeSet<(String, String)>,
+    pub(crate) kernel: KernelView,
+    /// Assignments from this time on are newer than the runtime's list.
+    pub(crate) asked_unix_ns: i64,
+}
+
+/// One pod that [`PoolHandle::collect`] took the address from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Collected {
+    pub(crate) released: Released,
+    /// The address is held back, since the pod's link is still there.
+    pub(crate) is_quarantined: bool,
+}
+
+pub(super) type AddReply = oneshot::Sender<Result<Assignment, AddError>>;
+pub(super) type DelReply = oneshot::Sender<Result<Released, DelError>>;
+
+/// Everything that can change the pool, or asks about it.
+#[derive(Debug)]
+pub(super) enum Event {
+    Add {
+        key: PodKey,
+        pod: PodName,
+        deadline: Instant,
+        reply: AddReply,
+    },
+    Del {
+        key: PodKey,
+        reply: DelReply,
+    },
+    LateDel {
+        del: LateDel,
+        reply: DelReply,
+    },
+    Collect {
+        collection: Collection,
+        reply: oneshot::Sender<Result<Vec<Collected>, DelError>>,
+    },
+    KernelSeen(KernelView),
+    Readiness {
+        reply: oneshot::Sender<Result<(), AddError>>,
+    },
+    Inspect {
+        reply: oneshot::Sender<Stats>,
+    },
+    StepDone {
+        id: StepId,
+        outcome: Outcome,
+    },
+    Written(Written),
+    Drain {
+        reply: oneshot::Sender<()>,
+    },
+    /// Something is due by the clock.
+    Tick,
+}
+
+/// How everybody else speaks to the pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct PoolHandle {
+    events: mpsc::Sender<Event>,
+}
+
+/// The queue and its near end.
+pub(super) fn queue() -> (PoolHandle, mpsc::Receiver<Event>) {
+    let (events, inbox) = mpsc::channel(QUEUE);
+    (PoolHandle { events }, inbox)
+}
+
+impl PoolHandle {
+    /// An address for a pod, waiting for one until `deadline` if need be.
+    ///
+    /// A caller that drops the future before there is an address leaves the queue.
+    ///
+    /// # Errors
+    /// [`AddError`] with the reason.
+    pub(crate) async fn add(
+        &self,
+        key: PodKey,
+        pod: PodName,
+        deadline: Instant,
+    ) -> Result<Assignment, AddError> {
+        self.ask(|reply| Event::Add { key, pod, deadline, reply })
+            .await
+            .unwrap_or(Err(AddError::ShuttingDown))
+    }
+
+    /// Takes a pod's address back.
+    ///
+    /// # Errors
+    /// [`DelError`] if the key holds nothing, or the release is not durable and was undone.
+    pub(crate) async fn del(&self, key: PodKey) -> Result<Released, DelError> {
+        self.ask(|reply| Event::Del { key, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Takes in a DEL that was left behind, unless the key holds another address by now or was
+    /// assigned later: that is [`DelError::UnknownPod`].
+    ///
+    /// # Errors
+    /// As [`PoolHandle::del`].
+    pub(crate) async fn late_del(&self, del: LateDel) -> Result<Released, DelError> {
+        self.ask(|reply| Event::LateDel { del, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Takes the addresses back of all pods that the runtime no longer knows.
+    ///
+    /// # Errors
+    /// [`DelError`] if that is not durable.
+    pub(crate) async fn collect(&self, collection: Collection) -> Result<Vec<Collected>, DelError> {
+        self.ask(|reply| Event::Collect { collection, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
+    }
+
+    /// Whether a pod would get an address now, or may hope for one.
+    ///
+    /// # Errors
+    /// What such a pod would be told.
+    pub(crate) async fn readiness(&self) -> Result<(), AddError> {
+        self.ask(|reply| Event::Readiness { reply }).await.unwrap_or(Err(AddError::ShuttingDown))
+    }
+
+    /// The pool's figures; none once the daemon is going.
+    pub(crate) async fn stats(&self) -> Option<Stats> {
+        self.ask(|reply| Event::Inspect { reply }).await
+    }
+
+    /// Hands over what the kernel shows now.
+    pub(crate) async fn kernel_seen(&self, kernel: KernelView) {
+        // Nobody is left to tell once the task has ended.
+        let _ = self.events.send(Event::KernelSeen(kernel)).await;
+    }
+
+    /// Ends the pool's work: no new addresses, no new steps. Returns when the steps under way
+    /// have ended and everything is written.
+    pub(crate) async fn drain(&self) {
+        self.ask(|reply| Event::Drain { reply }).await;
+    }
+
+    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(event(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
