@@ -1,5 +1,5 @@
 //! What a container runtime does with a list of plugins, as the CNI specification says. Pure;
-//! who executes is in [`super::pod`].
+//! what executes it is `pod`.
 
 use std::collections::BTreeMap;
 
