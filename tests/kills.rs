@@ -43,14 +43,14 @@ async fn killed_while(action: &'static str, point: GatePoint) -> Result<()> {
         let gate = stage.cloud().gate(action, point);
         stage.start().await?;
         // The first pod takes an address of the primary ENI, and the pool makes up for it.
-        let early = stage.add("early").await?;
+        let early = stage.add("early").await?.container_id().to_owned();
         tokio::time::timeout(PATIENCE, gate.arrived(1)).await.with_context(|| format!("no {action} came"))?;
 
         stage.kill().await?;
         gate.open();
         stage.start().await?;
 
-        ensure!(stage.live().any(|it| it.container_id() == early.container_id()));
+        ensure!(stage.allocations()?.iter().any(|(id, _)| *id == early), "the restart lost a pod");
         stage.add_all("late", FULL - 1).await?;
         stage.check().await?;
         stage.remove_all().await?;
