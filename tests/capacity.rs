@@ -1,13 +1,14 @@
 //! What a node can hold, what it says when it is full, and how quiet it is when nothing happens.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{scenarios, until};
 use lab::cloud::IMDS;
 use lab::world::cni::PluginError;
-use lab::world::{IPAMD_LOG, IpamdOptions, Lab, Node, Pod, PodSpec, Ran, finish};
+use lab::world::{IPAMD_LOG, Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec, Ran, finish};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -21,6 +22,7 @@ fn main() {
         a_full_node_refuses_at_once_with_figures_and_limit,
         the_refusal_names_the_setting_that_limits,
         while_an_address_cools_an_add_waits_and_gets_it,
+        a_cooldown_longer_than_an_add_waits_is_told_and_a_later_add_gets_it,
         a_daemon_that_is_down_for_five_seconds_fails_no_add,
         status_tells_whether_an_add_could_be_served,
         a_steady_node_is_quiet,
@@ -88,26 +90,52 @@ async fn the_refusal_names_the_setting_that_limits() -> Result<()> {
 
     let error = refused(node).await?;
 
-    contains_all(&error, &["3 assigned", "MAX_ENI", "1 ENIs", "3 in all"])?;
+    contains_all(&error, &["3 assigned", "MAX_ENI allows this t3.small 1 ENIs", "3 in all"])?;
     ensure!(lab.cloud().snapshot().attached(node.instance_id()).len() == 1, "MAX_ENI is not kept");
     ipamd.terminate(PATIENCE).await?;
     lab.shutdown().await
 }
 
-async fn while_an_address_cools_an_add_waits_and_gets_it() -> Result<()> {
+/// A full node on which one address has just been released, and that address.
+async fn with_one_cooling(options: IpamdOptions) -> Result<(Lab, Ipamd, Ipv4Addr)> {
     let lab = one_node("t3.small").await?;
     let node = &lab.nodes()[0];
-    let options = IpamdOptions::new().env("MAX_ENI", 1).env("IP_COOLDOWN_PERIOD", 5);
-    let ipamd = node.start_ipamd(&options).await?;
+    let ipamd = node.start_ipamd(&options.env("MAX_ENI", 1)).await?;
     let pods = fill(node, 3).await?;
     let cooling = pods[1].address();
     node.del_pod(&pods[1]).await?;
+    Ok((lab, ipamd, cooling))
+}
 
+async fn gets(node: &Node, cooling: Ipv4Addr) -> Result<()> {
     let pod = node.add_pod("default", "patient").await?;
-
     ensure!(pod.address() == cooling, "{} and not {cooling}", pod.address());
     let rules = node.ip(&["rule"]).await?.to_string();
-    ensure!(rules.contains(&cooling.to_string()), "{rules}");
+    ensure!(rules.contains(&format!(" {cooling} ")), "{rules}");
+    Ok(())
+}
+
+async fn while_an_address_cools_an_add_waits_and_gets_it() -> Result<()> {
+    let options = IpamdOptions::new().env("IP_COOLDOWN_PERIOD", 5);
+    let (lab, ipamd, cooling) = with_one_cooling(options).await?;
+
+    gets(&lab.nodes()[0], cooling).await?;
+
+    ipamd.terminate(PATIENCE).await?;
+    lab.shutdown().await
+}
+
+async fn a_cooldown_longer_than_an_add_waits_is_told_and_a_later_add_gets_it() -> Result<()> {
+    // Thirty seconds by default.
+    let (lab, ipamd, cooling) = with_one_cooling(IpamdOptions::new()).await?;
+    let node = &lab.nodes()[0];
+
+    let error = refused(node).await?;
+
+    contains_all(&error, &["COOLING_DOWN", "2 assigned", "1 cooling", "the next rested address is free in"])?;
+    // As runtimes do: again and again, with a new sandbox.
+    until("a later ADD gets the address", PATIENCE, || async { Ok(gets(node, cooling).await.is_ok()) })
+        .await?;
     ipamd.terminate(PATIENCE).await?;
     lab.shutdown().await
 }

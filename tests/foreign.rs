@@ -212,7 +212,9 @@ async fn the_environment_is_accepted() -> Result<()> {
         ("WARM_IP_TARGET", "0"),
         ("WARM_PREFIX_TARGET", "1"),
     ];
-    let options = others.iter().fold(IpamdOptions::new(), |options, (name, value)| options.env(name, value));
+    // Root's home may hold AWS settings of this machine, or be closed to an ordinary user.
+    let options = IpamdOptions::new().env("HOME", "/run");
+    let options = others.iter().fold(options, |options, (name, value)| options.env(name, value));
     let lab = Lab::builder().node("m5.large", "us-west-2a").start().await?;
     let node = &lab.nodes()[0];
     node.install_plugin(None).await?;
