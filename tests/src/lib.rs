@@ -5,10 +5,9 @@
 //! same arguments and the same closing line as any Rust test.
 #![forbid(unsafe_code)]
 
+pub mod look;
 pub mod stage;
 pub mod trace;
-
-pub mod look;
 
 use std::path::PathBuf;
 use std::pin::Pin;
