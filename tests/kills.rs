@@ -124,8 +124,8 @@ async fn a_kill_between_state_file_and_reply_gives_no_address_twice() -> Result<
 /// Kills the plugin at its first, second, third … message in ADD on both sides of each, follows
 /// with DEL and a new ADD as kubelet does, and says how many messages there were.
 async fn adds_killed(peer: Peer) -> Result<()> {
-    on(many_addresses(), async |stage| {
-        stage.start().await?;
+    on(soon_rested(), async |stage| {
+        start_with_full_primary(stage).await?;
         let mut messages = [0, 0];
         for (count, side) in messages.iter_mut().zip([Side::Before, Side::After]) {
             for nth in 1..=MOST_MESSAGES {
@@ -135,7 +135,7 @@ async fn adds_killed(peer: Peer) -> Result<()> {
                         format!("after an ADD killed {side:?} message {nth} to the {peer:?}")
                     })?,
                     Fate::Ended { messages, is_success, stdout } => {
-                        ensure!(is_success && messages == nth - 1, "{messages} of {nth}: {stdout}");
+                        ensure!(is_success && messages < nth, "{messages} of {nth}: {stdout}");
                         *count = messages;
                         accept(stage, &pod, &stdout)?;
                         stage.check().await?;
@@ -145,16 +145,28 @@ async fn adds_killed(peer: Peer) -> Result<()> {
                 }
             }
         }
-        eprintln!("ADD sends {} messages to the {peer:?}; killed before and after each", messages[0]);
-        ensure!(messages[0] > 0 && messages[0] == messages[1], "{messages:?}");
+        eprintln!("ADD sends {messages:?} messages to the {peer:?}; killed before and after each");
+        // How a conversation with the daemon is cut into packets is a matter of timing.
+        ensure!(messages[0] > 0 && (peer == Peer::Daemon || messages[0] == messages[1]), "{messages:?}");
         stage.check().await
     })
     .await
 }
 
-/// Enough addresses for an attempt each second, on primary and secondary ENIs.
-fn many_addresses() -> Setting {
-    Setting::new("m5.large").cooldown(1)
+/// Addresses that rest for so short a time that attempts need not wait for each other long.
+fn soon_rested() -> Setting {
+    Setting::new("t3.small").cooldown(1)
+}
+
+/// Starts the daemon and fills the primary ENI: the pods that follow are on secondary ones, where
+/// they have a rule more.
+async fn start_with_full_primary(stage: &mut Stage) -> Result<()> {
+    stage.start().await?;
+    stage.add_all("filler", FULL / 3).await?;
+    let primary = stage.cloud().snapshot().attached(stage.node().instance_id())[0].id.clone();
+    let is_on_primary = stage.live().all(|pod| pod.eni().as_ref() == Some(&primary));
+    ensure!(is_on_primary, "the first pods are not on the primary ENI");
+    Ok(())
 }
 
 /// What kubelet does about a killed ADD, and what must be so then.
@@ -194,8 +206,8 @@ async fn an_add_killed_at_any_word_to_the_daemon_is_undone_by_del() -> Result<()
 
 /// Kills the plugin at each of its messages in DEL, and lets the runtime repeat the DEL.
 async fn dels_killed(peer: Peer) -> Result<()> {
-    on(many_addresses(), async |stage| {
-        stage.start().await?;
+    on(soon_rested(), async |stage| {
+        start_with_full_primary(stage).await?;
         let mut messages = [0, 0];
         for (count, side) in messages.iter_mut().zip([Side::Before, Side::After]) {
             for nth in 1..=MOST_MESSAGES {
@@ -203,7 +215,7 @@ async fn dels_killed(peer: Peer) -> Result<()> {
                 stage.note_deleted(&pod);
                 let fate = kill_at_message(pod.first_plugin_call("DEL")?, peer, nth, side).await?;
                 if let Fate::Ended { messages, is_success, stdout } = fate {
-                    ensure!(is_success && messages == nth - 1, "{messages} of {nth}: {stdout}");
+                    ensure!(is_success && messages < nth, "{messages} of {nth}: {stdout}");
                     *count = messages;
                     pod.drop_namespace()?;
                     break;
@@ -214,8 +226,9 @@ async fn dels_killed(peer: Peer) -> Result<()> {
                 stage.check().await.with_context(what)?;
             }
         }
-        eprintln!("DEL sends {} messages to the {peer:?}; killed before and after each", messages[0]);
-        ensure!(messages[0] > 0 && messages[0] == messages[1], "{messages:?}");
+        eprintln!("DEL sends {messages:?} messages to the {peer:?}; killed before and after each");
+        // How a conversation with the daemon is cut into packets is a matter of timing.
+        ensure!(messages[0] > 0 && (peer == Peer::Daemon || messages[0] == messages[1]), "{messages:?}");
         stage.add_all("late", 3).await?;
         stage.check().await
     })
