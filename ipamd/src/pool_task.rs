@@ -25,7 +25,7 @@ use crate::pool::{
     RestoreNote, Step, StepFailure, StepId, WaiterId,
 };
 use commit::{Change, Commit};
-pub(crate) use handle::{AddError, Collected, Collection, DelError, LateDel, PoolHandle};
+pub(crate) use handle::{AddError, Collected, Collection, DelError, LateDel, Patience, PoolHandle};
 use handle::{AddReply, DelReply, Event};
 pub(crate) use writer::Writer;
 use writer::Written;
@@ -146,8 +146,9 @@ impl<R: StepRunner> PoolTask<R> {
         let moment = Moment::now();
         let now = moment.instant();
         match event {
-            Event::Add { key, pod, deadline, reply } => {
-                self.add(Request { key, pod, deadline, unix_ns: moment.unix_ns() }, reply, now);
+            Event::Add { key, pod, patience, reply } => {
+                let Patience { deadline, latest } = patience;
+                self.add(Request { key, pod, deadline, latest, unix_ns: moment.unix_ns() }, reply, now);
             }
             Event::Del { key, reply } => self.del(key, reply, now),
             Event::LateDel { del, reply } => self.late_del(del, reply, now),
@@ -278,6 +279,7 @@ impl<R: StepRunner> PoolTask<R> {
             key: key.clone(),
             pod: PodName::default(),
             deadline: moment.instant() + Duration::from_secs(20),
+            latest: moment.instant() + Duration::from_secs(20),
             unix_ns: moment.unix_ns(),
         };
         match self.pool.request(request, moment.instant()) {

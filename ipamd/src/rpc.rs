@@ -19,11 +19,15 @@ use vpc::{PodKey, PodName};
 
 use crate::host::HostHandle;
 use crate::imds::{InstanceFacts, NetworkFacts};
-use crate::pool_task::{AddError, DelError, PoolHandle};
+use crate::pool_task::{AddError, DelError, Patience, PoolHandle};
 pub(crate) use listen::{bind, serve};
 
-/// How long a pod may wait for an address at most.
+/// How long a pod may wait for EC2 and the host at most; for an address that rests it may wait
+/// as long as its caller says.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// How long a pod may wait for an address that rests, whatever its caller says.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 
 /// What of the caller's own deadline is kept for writing the state and for the way back.
 const MARGIN: Duration = Duration::from_millis(300);
@@ -66,7 +70,7 @@ impl Services {
 
     async fn add(&self, request: Request<rpc::AddNetworkRequest>) -> rpc::AddNetworkReply {
         let began = Instant::now();
-        let deadline = began + wait_of(&request);
+        let patience = patience_of(&request, began);
         let message = request.into_inner();
         if message.requires_multi_nic_attachment {
             return translate::bad_request(
@@ -78,7 +82,7 @@ impl Services {
             Err(error) => return translate::bad_request(&error.to_string()),
         };
         let pod = PodName::new(&message.k8s_pod_namespace, &message.k8s_pod_name);
-        match self.pool.add(key.clone(), pod.clone(), deadline).await {
+        match self.pool.add(key.clone(), pod.clone(), patience).await {
             Ok(assignment) => {
                 info!(%pod, %key, address = %assignment.address, took = ?began.elapsed(), "address assigned");
                 let network = self.facts.network.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -107,11 +111,12 @@ impl Services {
     }
 }
 
-/// How long the caller lets its pod wait.
-fn wait_of<T>(request: &Request<T>) -> Duration {
+/// How long the caller lets its pod wait from `now` on.
+fn patience_of<T>(request: &Request<T>, now: Instant) -> Patience {
     let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
     let callers = header.and_then(translate::grpc_timeout);
-    callers.map_or(LONGEST_WAIT, |timeout| timeout.saturating_sub(MARGIN).min(LONGEST_WAIT))
+    let latest = callers.map_or(LONGEST_WAIT, |timeout| timeout.saturating_sub(MARGIN).min(LONGEST_REST));
+    Patience { deadline: now + latest.min(LONGEST_WAIT), latest: now + latest }
 }
 
 #[tonic::async_trait]

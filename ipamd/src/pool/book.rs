@@ -309,6 +309,11 @@ impl Book {
             .collect()
     }
 
+    /// The addresses whose rest is over by `time`.
+    pub(super) fn cooled_by(&self, time: Instant) -> u32 {
+        to_u32(self.cooling().into_iter().filter(|(_, until)| *until <= time).count())
+    }
+
     pub(super) fn next_cooled(&self) -> Option<Instant> {
         self.cooling().into_iter().map(|(_, until)| until).min()
     }

@@ -8,7 +8,7 @@ use vpc::EniId;
 
 use super::book::{EniPhase, State};
 use super::step::{FailureClass, Step, StepFailure};
-use super::{Pool, Stats};
+use super::{Pool, Request, Stats};
 
 /// Why a request was refused; one for one with the wire's reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -164,13 +164,14 @@ fn pause(failure: &StepFailure, times: u32) -> Duration {
 }
 
 impl Pool {
-    /// Why a request with `ahead` pods before it cannot be served by `deadline`; none if it may be.
-    pub(super) fn refusal(&self, ahead: u32, deadline: Instant, now: Instant) -> Option<Refusal> {
-        if self.supply(deadline, now) > ahead { None } else { Some(self.explain(now)) }
+    /// Why a request with `ahead` pods before it cannot be served in time; none if it may be.
+    pub(super) fn refusal(&self, ahead: u32, request: &Request, now: Instant) -> Option<Refusal> {
+        if self.supply(request, now) > ahead { None } else { Some(self.explain(now)) }
     }
 
-    /// The addresses that may become free by `deadline`, beyond those in pods' hands.
-    fn supply(&self, deadline: Instant, now: Instant) -> u32 {
+    /// The addresses that may become free in time for a request, beyond those in pods' hands.
+    fn supply(&self, request: &Request, now: Instant) -> u32 {
+        let deadline = request.deadline;
         if self.is_reading_inventory()
             || (self.needs_inventory && self.failures.may(&Kind::ReadInventory, now))
         {
@@ -178,10 +179,9 @@ impl Pool {
             return u32::MAX;
         }
         let stats = self.book.stats();
-        let cooled = self.book.cooling().into_iter().filter(|(_, until)| *until <= deadline).count();
         let coming = self.running.ips_coming();
         let set_up = self.set_up_by(deadline);
-        [super::book::to_u32(cooled), coming, set_up, self.room(deadline)]
+        [self.book.cooled_by(request.latest), coming, set_up, self.room(deadline)]
             .into_iter()
             .fold(stats.free, u32::saturating_add)
     }

@@ -88,8 +88,11 @@ pub(crate) enum Answer {
 pub(crate) struct Request {
     pub(crate) key: PodKey,
     pub(crate) pod: PodName,
-    /// Until when the pod may wait.
+    /// Until when the pod may wait for EC2 and the host.
     pub(crate) deadline: Instant,
+    /// Until when it may wait for an address that rests: not before `deadline`. The end of a
+    /// cooldown is certain, so this can be as late as the caller goes along with.
+    pub(crate) latest: Instant,
     /// Wall-clock time for the state file, in nanoseconds since 1970.
     pub(crate) unix_ns: i64,
 }
@@ -157,7 +160,7 @@ impl Pool {
         {
             return Answer::Assigned(assignment);
         }
-        match self.refusal(self.waiters.ahead_of(&request.key), request.deadline, now) {
+        match self.refusal(self.waiters.ahead_of(&request.key), &request, now) {
             Some(refusal) => Answer::Refused(refusal),
             None => Answer::Parked(self.waiters.park(request)),
         }
@@ -177,13 +180,13 @@ impl Pool {
             {
                 self.waiters.remove(id);
                 answers.push((id, Ok(assignment)));
-            } else if now >= request.deadline {
+            } else if now >= request.deadline && self.book.cooled_by(request.latest) <= ahead {
                 let refusal = self.timed_out(now);
                 self.waiters.remove(id);
                 answers.push((id, Err(refusal)));
             } else if self.book.is_pinned(&request.key) {
                 // It takes nothing from those behind it.
-            } else if let Some(refusal) = self.refusal(ahead, request.deadline, now) {
+            } else if let Some(refusal) = self.refusal(ahead, &request, now) {
                 self.waiters.remove(id);
                 answers.push((id, Err(refusal)));
             } else {
@@ -247,7 +250,7 @@ impl Pool {
     pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let surplus = self.surplus_since.map(|since| since + self.settings.shrink_delay);
         [
-            self.waiters.next_deadline(),
+            self.waiters.next_deadline(now),
             self.book.next_cooled(),
             self.failures.next_retry(now),
             surplus.map(|due| due.max(self.book.next_removable(now))),

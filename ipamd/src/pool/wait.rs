@@ -51,8 +51,10 @@ impl Waiters {
         self.queue.retain(|(_, request)| request.key != *key);
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.queue.iter().map(|(_, request)| request.deadline).min()
+    /// When the next pod's patience with somebody ends.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let ends = self.queue.iter().flat_map(|(_, request)| [request.deadline, request.latest]);
+        ends.filter(|end| *end > now).min()
     }
 }
 

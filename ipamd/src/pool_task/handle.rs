@@ -61,6 +61,15 @@ pub(crate) struct Collected {
     pub(crate) is_quarantined: bool,
 }
 
+/// How long a pod may wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until when for EC2 and the host.
+    pub(crate) deadline: Instant,
+    /// Until when for an address that rests.
+    pub(crate) latest: Instant,
+}
+
 pub(super) type AddReply = oneshot::Sender<Result<Assignment, AddError>>;
 pub(super) type DelReply = oneshot::Sender<Result<Released, DelError>>;
 
@@ -70,7 +79,7 @@ pub(super) enum Event {
     Add {
         key: PodKey,
         pod: PodName,
-        deadline: Instant,
+        patience: Patience,
         reply: AddReply,
     },
     Del {
@@ -117,7 +126,7 @@ pub(super) fn queue() -> (PoolHandle, mpsc::Receiver<Event>) {
 }
 
 impl PoolHandle {
-    /// An address for a pod, waiting for one until `deadline` if need be.
+    /// An address for a pod, waiting for one as long as `patience` says if need be.
     ///
     /// A caller that drops the future before there is an address leaves the queue.
     ///
@@ -127,9 +136,9 @@ impl PoolHandle {
         &self,
         key: PodKey,
         pod: PodName,
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<Assignment, AddError> {
-        self.ask(|reply| Event::Add { key, pod, deadline, reply })
+        self.ask(|reply| Event::Add { key, pod, patience, reply })
             .await
             .unwrap_or(Err(AddError::ShuttingDown))
     }

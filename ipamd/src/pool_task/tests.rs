@@ -93,7 +93,8 @@ impl World {
     fn add(&self, pod: &str) -> tokio::task::JoinHandle<Result<Assignment, AddError>> {
         let (pool, key) = (self.pool.clone(), key(pod));
         let name = PodName::new("default", pod);
-        tokio::spawn(async move { pool.add(key, name, Instant::now() + Duration::from_secs(20)).await })
+        let latest = Instant::now() + Duration::from_secs(20);
+        tokio::spawn(async move { pool.add(key, name, Patience { deadline: latest, latest }).await })
     }
 
     fn del(&self, pod: &str) -> tokio::task::JoinHandle<Result<Released, DelError>> {

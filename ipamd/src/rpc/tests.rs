@@ -110,17 +110,20 @@ fn an_unknown_pod_is_said_in_the_words_that_every_plugin_looks_for() {
 
 #[test]
 fn a_pod_waits_no_longer_than_its_caller() {
+    let now = Instant::now();
     let with = |timeout: &str| {
         let mut request = Request::new(());
         request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
-        wait_of(&request)
+        let Patience { deadline, latest } = patience_of(&request, now);
+        (deadline - now, latest - now)
     };
+    let unsaid = patience_of(&Request::new(()), now);
 
-    assert_eq!(wait_of(&Request::new(())), LONGEST_WAIT);
-    assert_eq!(with("35S"), LONGEST_WAIT);
-    assert_eq!(with("5000000u"), Duration::from_secs(5) - MARGIN);
-    assert_eq!(with("100m"), Duration::ZERO);
-    assert_eq!(with("soon"), LONGEST_WAIT);
+    assert_eq!((unsaid.deadline - now, unsaid.latest - now), (LONGEST_WAIT, LONGEST_WAIT));
+    assert_eq!(with("35S"), (LONGEST_WAIT, Duration::from_secs(35) - MARGIN));
+    assert_eq!(with("5000000u"), (Duration::from_secs(5) - MARGIN, Duration::from_secs(5) - MARGIN));
+    assert_eq!(with("100m"), (Duration::ZERO, Duration::ZERO));
+    assert_eq!(with("18446744073709551615H").1, LONGEST_REST);
 }
 
 #[test]

@@ -62,6 +62,21 @@ fn a_pod_whose_time_ends_before_any_cooldown_does_is_told_when_to_come_back() {
 }
 
 #[test]
+fn a_caller_that_allows_it_waits_out_a_cooldown_longer_than_any_other_wait() {
+    let mut world = full();
+    let freed = world.del("b");
+    assert!(matches!(world.add_patiently("e", 34 * SECOND), Answer::Parked(_)));
+    world.pass(20 * SECOND);
+    assert!(world.pool.settle(world.now).is_empty(), "twenty seconds are not the end");
+    assert_eq!(world.pool.next_wake(world.now), Some(world.now + 10 * SECOND));
+
+    world.pass(10 * SECOND);
+    let answers = world.pool.settle(world.now);
+
+    assert_eq!(answers[0].1.as_ref().unwrap().address, freed);
+}
+
+#[test]
 fn more_pods_than_the_node_can_hold_are_refused_while_the_others_wait() {
     let mut world = World::fresh(settings(2, 2));
 

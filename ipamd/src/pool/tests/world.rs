@@ -86,15 +86,19 @@ impl World {
     }
 
     pub(super) fn add(&mut self, pod: &str) -> Answer {
-        self.pool.request(
-            Request {
-                key: key(pod),
-                pod: PodName::new("default", pod),
-                deadline: self.now + 20 * SECOND,
-                unix_ns: 1,
-            },
-            self.now,
-        )
+        self.add_patiently(pod, 20 * SECOND)
+    }
+
+    /// Adds a pod that waits this long for an address that rests, and 20 s for anything else.
+    pub(super) fn add_patiently(&mut self, pod: &str, patience: Duration) -> Answer {
+        let request = Request {
+            key: key(pod),
+            pod: PodName::new("default", pod),
+            deadline: self.now + 20 * SECOND,
+            latest: self.now + patience,
+            unix_ns: 1,
+        };
+        self.pool.request(request, self.now)
     }
 
     /// Adds a pod that gets its address at once.
