@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::identity::IdentityCache;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -16,6 +17,7 @@ use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::box_error::BoxError;
 
 use super::Aws;
+use super::credentials::Kept;
 use crate::Imds;
 
 /// How to reach EC2.
@@ -69,12 +71,14 @@ impl Aws {
         let mut credentials =
             DefaultCredentialsChain::builder().configure(provider).imds_client(imds.sdk_client());
         credentials.set_region(Some(region.clone()));
+        let credentials = Kept::new(credentials.build().await);
         let base = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
             .region(region)
             .retry_config(retries)
             .timeout_config(timeouts)
-            .credentials_provider(credentials.build().await)
+            .credentials_provider(credentials.clone())
+            .identity_cache(IdentityCache::no_cache())
             .load()
             .await;
         let mut config = aws_sdk_ec2::config::Builder::from(&base)
@@ -87,7 +91,7 @@ impl Aws {
             }
             _ => {}
         }
-        Self { client: aws_sdk_ec2::Client::from_conf(config.build()) }
+        Self { client: aws_sdk_ec2::Client::from_conf(config.build()), credentials }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The EC2 actions over the AWS SDK. Nothing of the SDK leaves this folder.
 
 mod connect;
+mod credentials;
 mod failure;
 mod limits;
 mod translate;
@@ -24,6 +25,7 @@ use crate::{
     Action, AttachEni, CLUSTER_TAG, Class, CreateEni, Ec2, EniQuery, EniRecord, INSTANCE_TAG, NewAddresses,
     Page, PageToken, Result, SubnetRecord, Tags,
 };
+use credentials::Kept;
 use translate::Answer;
 
 /// The most records EC2 puts on a page.
@@ -35,31 +37,33 @@ const PAGE_SIZE: i32 = 1000;
 #[derive(Debug, Clone)]
 pub struct Aws {
     client: Client,
+    credentials: Kept,
 }
 
 /// What an action was about, for the errors of its answer.
 struct Asked<'a> {
     action: Action,
     resource: &'a (dyn Display + Sync),
+    credentials: &'a Kept,
 }
 
 impl Asked<'_> {
-    /// The SDK's answer, or its failure in our words.
-    fn answer<T, E>(&self, outcome: std::result::Result<T, SdkError<E, HttpResponse>>) -> Result<T>
+    /// The SDK's answer, or its failure in our words. Credentials that EC2 rejects are dropped.
+    async fn answer<T, E>(&self, outcome: std::result::Result<T, SdkError<E, HttpResponse>>) -> Result<T>
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         SdkError<E, HttpResponse>: RequestId,
     {
-        outcome.map_err(|error| failure::of(self.action, self.resource, &error))
+        let outcome = outcome.map_err(|error| failure::of(self.action, self.resource, &error));
+        if outcome.as_ref().is_err_and(|error| *error.class() == Class::Credentials) {
+            self.credentials.forget().await;
+        }
+        outcome
     }
 
     fn reader(&self) -> Answer<'_> {
         Answer { action: self.action, resource: self.resource }
     }
-}
-
-fn asked<'a>(action: Action, resource: &'a (dyn Display + Sync)) -> Asked<'a> {
-    Asked { action, resource }
 }
 
 fn filter(name: &str, value: &str) -> Filter {
@@ -70,28 +74,34 @@ fn sdk_tags(tags: &Tags) -> Vec<Tag> {
     tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
 }
 
+impl Aws {
+    fn asked<'a>(&'a self, action: Action, resource: &'a (dyn Display + Sync)) -> Asked<'a> {
+        Asked { action, resource, credentials: &self.credentials }
+    }
+}
+
 impl Ec2 for Aws {
     async fn describe_instance_type(&self, name: &str) -> Result<InstanceLimits> {
-        let asked = asked(Action::DescribeInstanceTypes, &name);
+        let asked = self.asked(Action::DescribeInstanceTypes, &name);
         let request = self.client.describe_instance_types().instance_types(name.into());
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         asked.reader().instance_limits(name, answer.instance_types())
     }
 
     async fn describe_instance_slots(&self, instance: &InstanceId) -> Result<Vec<EniSlot>> {
-        let asked = asked(Action::DescribeInstances, instance);
+        let asked = self.asked(Action::DescribeInstances, instance);
         let request = self.client.describe_instances().instance_ids(instance.as_str());
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         asked.reader().slots(instance, answer.reservations())
     }
 
     async fn describe_enis(&self, query: &EniQuery, page: Option<&PageToken>) -> Result<Page<EniRecord>> {
         let resource = query.to_string();
-        let asked = asked(Action::DescribeNetworkInterfaces, &resource);
+        let asked = self.asked(Action::DescribeNetworkInterfaces, &resource);
         let request =
             self.client.describe_network_interfaces().set_next_token(page.map(|page| page.0.clone()));
         let request = match query {
@@ -118,7 +128,7 @@ impl Ec2 for Aws {
             }
         };
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         let reader = asked.reader();
         let items = answer.network_interfaces().iter().map(|eni| reader.eni(eni)).collect::<Result<_>>()?;
@@ -132,7 +142,7 @@ impl Ec2 for Aws {
         page: Option<&PageToken>,
     ) -> Result<Page<SubnetRecord>> {
         let resource = format!("of {vpc} in {availability_zone}");
-        let asked = asked(Action::DescribeSubnets, &resource);
+        let asked = self.asked(Action::DescribeSubnets, &resource);
         let request = self
             .client
             .describe_subnets()
@@ -141,7 +151,7 @@ impl Ec2 for Aws {
             .max_results(PAGE_SIZE)
             .set_next_token(page.map(|page| page.0.clone()));
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         let reader = asked.reader();
         let items = answer.subnets().iter().map(|subnet| reader.subnet(subnet)).collect::<Result<_>>()?;
@@ -150,7 +160,7 @@ impl Ec2 for Aws {
 
     async fn create_eni(&self, eni: &CreateEni) -> Result<EniRecord> {
         let resource = format!("in {}", eni.subnet);
-        let asked = asked(Action::CreateNetworkInterface, &resource);
+        let asked = self.asked(Action::CreateNetworkInterface, &resource);
         let tracking = eni.connection_tracking.map(|tracking| {
             let secs = |secs: Option<u32>| secs.and_then(|secs| i32::try_from(secs).ok());
             ConnectionTrackingSpecificationRequest::builder()
@@ -183,7 +193,7 @@ impl Ec2 for Aws {
             NewAddresses::Ipv4Prefixes(count) => request.ipv4_prefix_count(count.into()),
         };
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         let reader = asked.reader();
         reader.eni(reader.required("networkInterface", answer.network_interface())?)
@@ -191,7 +201,7 @@ impl Ec2 for Aws {
 
     async fn attach_eni(&self, attach: &AttachEni) -> Result<AttachmentId> {
         let resource = format!("{} to {} at {}", attach.eni, attach.instance, attach.slot);
-        let asked = asked(Action::AttachNetworkInterface, &resource);
+        let asked = self.asked(Action::AttachNetworkInterface, &resource);
         let request = self
             .client
             .attach_network_interface()
@@ -200,13 +210,13 @@ impl Ec2 for Aws {
             .device_index(attach.slot.device.0.into())
             .network_card_index(attach.slot.card.0.into());
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         asked.reader().parsed("attachmentId", answer.attachment_id())
     }
 
     async fn set_delete_on_termination(&self, eni: &EniId, attachment: &AttachmentId) -> Result<()> {
-        let asked = asked(Action::ModifyNetworkInterfaceAttribute, eni);
+        let asked = self.asked(Action::ModifyNetworkInterfaceAttribute, eni);
         let changes = NetworkInterfaceAttachmentChanges::builder()
             .attachment_id(attachment.as_str())
             .delete_on_termination(true)
@@ -217,32 +227,32 @@ impl Ec2 for Aws {
             .network_interface_id(eni.as_str())
             .attachment(changes);
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 
     async fn set_security_groups(&self, eni: &EniId, groups: &[SecurityGroupId]) -> Result<()> {
-        let asked = asked(Action::ModifyNetworkInterfaceAttribute, eni);
+        let asked = self.asked(Action::ModifyNetworkInterfaceAttribute, eni);
         let request = self
             .client
             .modify_network_interface_attribute()
             .network_interface_id(eni.as_str())
             .set_groups(Some(groups.iter().map(SecurityGroupId::to_string).collect()));
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<()> {
-        let asked = asked(Action::DetachNetworkInterface, attachment);
+        let asked = self.asked(Action::DetachNetworkInterface, attachment);
         let request = self.client.detach_network_interface().attachment_id(attachment.as_str());
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 
     async fn delete_eni(&self, eni: &EniId) -> Result<()> {
-        let asked = asked(Action::DeleteNetworkInterface, eni);
+        let asked = self.asked(Action::DeleteNetworkInterface, eni);
         let request = self.client.delete_network_interface().network_interface_id(eni.as_str());
 
-        match asked.answer(request.send().await) {
+        match asked.answer(request.send().await).await {
             Err(error) if *error.class() == Class::NotFound => Ok(()),
             outcome => outcome.map(drop),
         }
@@ -250,14 +260,14 @@ impl Ec2 for Aws {
 
     async fn assign_ips(&self, eni: &EniId, count: u16) -> Result<Vec<Ipv4Addr>> {
         let resource = format!("of {count} secondary IPs to {eni}");
-        let asked = asked(Action::AssignPrivateIpAddresses, &resource);
+        let asked = self.asked(Action::AssignPrivateIpAddresses, &resource);
         let request = self
             .client
             .assign_private_ip_addresses()
             .network_interface_id(eni.as_str())
             .secondary_private_ip_address_count(count.into());
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         let reader = asked.reader();
         let assigned = answer.assigned_private_ip_addresses().iter();
@@ -270,14 +280,14 @@ impl Ec2 for Aws {
 
     async fn assign_prefixes(&self, eni: &EniId, count: u16) -> Result<Vec<Prefix>> {
         let resource = format!("of {count} prefixes to {eni}");
-        let asked = asked(Action::AssignPrivateIpAddresses, &resource);
+        let asked = self.asked(Action::AssignPrivateIpAddresses, &resource);
         let request = self
             .client
             .assign_private_ip_addresses()
             .network_interface_id(eni.as_str())
             .ipv4_prefix_count(count.into());
 
-        let answer = asked.answer(request.send().await)?;
+        let answer = asked.answer(request.send().await).await?;
 
         let reader = asked.reader();
         let assigned = answer.assigned_ipv4_prefixes().iter();
@@ -286,32 +296,32 @@ impl Ec2 for Aws {
 
     async fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> Result<()> {
         let resource = format!("of {} secondary IPs from {eni}", ips.len());
-        let asked = asked(Action::UnassignPrivateIpAddresses, &resource);
+        let asked = self.asked(Action::UnassignPrivateIpAddresses, &resource);
         let request = self
             .client
             .unassign_private_ip_addresses()
             .network_interface_id(eni.as_str())
             .set_private_ip_addresses(Some(ips.iter().map(Ipv4Addr::to_string).collect()));
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 
     async fn unassign_prefixes(&self, eni: &EniId, prefixes: &[Prefix]) -> Result<()> {
         let resource = format!("of {} prefixes from {eni}", prefixes.len());
-        let asked = asked(Action::UnassignPrivateIpAddresses, &resource);
+        let asked = self.asked(Action::UnassignPrivateIpAddresses, &resource);
         let request = self
             .client
             .unassign_private_ip_addresses()
             .network_interface_id(eni.as_str())
             .set_ipv4_prefixes(Some(prefixes.iter().map(Prefix::to_string).collect()));
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 
     async fn tag(&self, eni: &EniId, tags: &Tags) -> Result<()> {
-        let asked = asked(Action::CreateTags, eni);
+        let asked = self.asked(Action::CreateTags, eni);
         let request = self.client.create_tags().resources(eni.as_str()).set_tags(Some(sdk_tags(tags)));
 
-        asked.answer(request.send().await).map(drop)
+        asked.answer(request.send().await).await.map(drop)
     }
 }
