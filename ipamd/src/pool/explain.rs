@@ -255,7 +255,10 @@ impl Pool {
             let (reason, advice) = advice(last.failure.class);
             return Refusal {
                 reason,
-                message: format!("{}; {}; {advice}", last.failure.message, self.figures()),
+                message: match advice {
+                    Some(advice) => format!("{}; {}; {advice}", last.failure.message, self.figures()),
+                    None => format!("{}; {}", last.failure.message, self.figures()),
+                },
                 retry_after: Some(last.retry_at.saturating_duration_since(now).max(Duration::from_secs(1))),
             };
         }
@@ -318,19 +321,14 @@ impl Pool {
     }
 }
 
-/// The reason that a failure stands for, and what an operator can do.
-fn advice(class: FailureClass) -> (Reason, &'static str) {
-    match class {
+/// The reason that a failure stands for, and what an operator can do where the failure's own text
+/// does not say it.
+fn advice(class: FailureClass) -> (Reason, Option<&'static str>) {
+    let (reason, advice) = match class {
         FailureClass::Throttled => {
             (Reason::Throttled, "EC2 throttles this account; the daemon keeps asking, more slowly")
         }
-        FailureClass::Denied => {
-            (Reason::PermissionDenied, "allow the action in the IAM policy of the daemon's role")
-        }
-        FailureClass::Credentials => (
-            Reason::PermissionDenied,
-            "give the daemon's pod valid credentials: an instance role, or a role for its service account",
-        ),
+        FailureClass::Denied | FailureClass::Credentials => return (Reason::PermissionDenied, None),
         FailureClass::SubnetExhausted => (
             Reason::SubnetExhausted,
             "free addresses in the subnet, or tag a further subnet of this zone with kubernetes.io/role/cni=1",
@@ -345,5 +343,6 @@ fn advice(class: FailureClass) -> (Reason, &'static str) {
         FailureClass::LimitReached | FailureClass::NotFound | FailureClass::Other => {
             (Reason::Ec2Unavailable, "the daemon keeps asking")
         }
-    }
+    };
+    (reason, Some(advice))
 }
