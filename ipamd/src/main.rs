@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod chain;
 mod checkpoint;
 mod clock;
 mod commands;

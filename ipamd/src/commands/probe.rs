@@ -18,6 +18,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::chain::chain;
+
 /// Between two attempts to connect, for a daemon that is just starting.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -139,11 +141,6 @@ async fn connect(target: &Target, endpoint: &Endpoint, limit: Duration) -> Resul
         }
         sleep(RETRY).await;
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Where the health service listens.

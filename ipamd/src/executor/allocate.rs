@@ -80,7 +80,7 @@ impl<E: Ec2> Executor<E> {
             Ok(attachment) => {
                 let tied = at.set_delete_on_termination(&record.id, &attachment).await;
                 if let Err(error) = &tied {
-                    // The next inventory tries again; taking the ENI away would help nobody.
+                    // The next start tries again; taking the ENI away would help nobody.
                     warn!(eni = %record.id, %error, "ENI is not deleted with its instance");
                 }
                 self.forget(&token).await;
@@ -190,7 +190,7 @@ impl<E: Ec2> Executor<E> {
         };
         self.memory(|memory| {
             memory.subnet_cidrs.insert(candidate.id.clone(), candidate.cidr);
-            memory.enis.insert(eni.id.clone(), known)
+            memory.enis.insert(eni.id.clone(), known);
         });
         eni
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use ec2::{Class, Ec2Error};
 
+use crate::chain::chain;
 use crate::pool::FailureClass;
 
 /// A step's failure; the message is the whole chain.
@@ -29,10 +30,9 @@ impl StepError {
 
     /// The intent could not be recorded, so nothing was begun.
     pub(super) fn not_durable(error: &dyn std::error::Error) -> Self {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         Self {
             class: FailureClass::NotDurable,
-            message: format!("record the intent to make an ENI: {error}{cause}"),
+            message: format!("record the intent to make an ENI: {}", chain(error)),
         }
     }
 }

@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use vpc::{Mac, RouteTable};
 
 use super::{HostFailure, HostHandle, LINK_DEADLINE, LINK_LOOK_EVERY, VERIFY_EVERY};
+use crate::chain::chain;
 
 /// Requests that may wait for the thread: a few per ENI, and an instance has some dozen.
 const QUEUE: usize = 64;
@@ -243,21 +244,6 @@ fn report(changes: &[Change]) {
     for change in changes {
         info!(%change, "node network changed");
     }
-}
-
-/// An error with its causes, joined by colons, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn failure(error: impl std::error::Error) -> HostFailure {

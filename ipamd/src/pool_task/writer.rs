@@ -9,6 +9,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use crate::chain::chain;
 use crate::checkpoint::StateFile;
 use crate::clock::Moment;
 use crate::pool::{Allocation, QuarantineReason};
@@ -74,16 +75,4 @@ impl Writer {
     pub(super) async fn written(&mut self) -> Written {
         self.done.recv().await.unwrap_or_else(|| Err("the state writer's thread has ended".to_owned()))
     }
-}
-
-/// An error with its causes, joined by colons.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
