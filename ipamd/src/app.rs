@@ -9,7 +9,7 @@ mod upkeep;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use datapath::wanted::{HostNetwork, PrimaryLink};
@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use vpc::{EniRole, InstanceLimits};
 
 use crate::checkpoint::Checkpoint;
-use crate::clock::Moment;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::conflist::Installed;
 use crate::executor::{Executor, ExecutorOptions, eni_network};
@@ -108,6 +108,7 @@ struct Daemon {
 impl Daemon {
     /// Picks the clients, reads what there is, and brings it together.
     async fn assemble(config: &Config) -> anyhow::Result<Self> {
+        let clock = Clock::system();
         let imds = Imds::new(&ImdsOptions::default())?;
         let facts = FactReader::new(imds.clone());
         let (instance, network) = instance_facts(&facts).await?;
@@ -125,7 +126,7 @@ impl Daemon {
             warn!(%warning, "check the node");
         }
 
-        let (sidecar, remembered) = open_sidecar(config, settings.cooldown)?;
+        let (sidecar, remembered) = open_sidecar(config, settings.cooldown, &clock)?;
         let executor = Arc::new(Executor::new(
             ec2,
             facts.clone(),
@@ -133,21 +134,21 @@ impl Daemon {
             Arc::clone(&network),
             host.clone(),
             Arc::clone(&sidecar),
-            executor_options(config, &limits),
+            executor_options(config, &limits, clock.clone()),
         ));
-        let enis = restore::inventory(&executor).await?;
+        let enis = restore::inventory(&executor, &clock).await?;
         let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
         let secondary = secondary.map(eni_network).collect();
         let changed = host.converge(secondary).await.context("set up the node's network")?;
         info!(changed, "node network is as wanted");
 
         let mut pool = Pool::new(settings);
-        pool.observe(enis, Instant::now());
+        pool.observe(enis, clock.now());
         let mut checkpoint = Checkpoint::at(config.state_file.clone());
-        restore::pool(&mut pool, &mut checkpoint, &remembered, &host).await?;
+        restore::pool(&mut pool, &mut checkpoint, &remembered, &host, &clock).await?;
         info!(stats = ?pool.stats(), "pool restored");
-        let writer = Writer::start(checkpoint, sidecar).context("start the state writer")?;
-        let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer);
+        let writer = Writer::start(checkpoint, sidecar, clock.clone()).context("start the state writer")?;
+        let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock);
         let task = tokio::spawn(task.run());
         spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
         Ok(Self { executor, facts, instance, network, host, pool, task, intents: remembered.intents })
@@ -185,17 +186,21 @@ impl Daemon {
 }
 
 /// The second state file, beside the first.
-fn open_sidecar(config: &Config, cooldown: Duration) -> anyhow::Result<(Arc<Sidecar>, Remembered)> {
+fn open_sidecar(
+    config: &Config,
+    cooldown: Duration,
+    clock: &Clock,
+) -> anyhow::Result<(Arc<Sidecar>, Remembered)> {
     let boot_id = sidecar::boot_id().context("read the kernel's boot id")?;
     if let Some(directory) = config.state_file.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("make the directory {directory:?}"))?;
     }
     let path = config.state_file.with_file_name(sidecar::FILE_NAME);
-    let (sidecar, remembered) = Sidecar::open(path, &boot_id, Moment::now(), cooldown);
+    let (sidecar, remembered) = Sidecar::open(path, &boot_id, clock.moment(), cooldown);
     Ok((Arc::new(sidecar), remembered))
 }
 
-fn executor_options(config: &Config, limits: &InstanceLimits) -> ExecutorOptions {
+fn executor_options(config: &Config, limits: &InstanceLimits, clock: Clock) -> ExecutorOptions {
     ExecutorOptions {
         cluster_name: config.cluster_name.clone(),
         additional_eni_tags: config.additional_eni_tags.clone(),
@@ -203,6 +208,7 @@ fn executor_options(config: &Config, limits: &InstanceLimits) -> ExecutorOptions
         discovers_subnets: config.discovers_subnets,
         may_provision: config.may_provision,
         card: limits.default_card,
+        clock,
     }
 }
 

@@ -1,6 +1,44 @@
-//! The one place where wall-clock time on disk and the monotonic time in memory meet.
+//! The clocks, and the one place where wall-clock time on disk and the monotonic time in memory meet.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Tells the time. The monotonic clock is tokio's, which a test can stop and turn; the wall
+/// clock is the system's, or a test's own. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Clock {
+    wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Clock {
+    /// The clocks of the machine.
+    pub(crate) fn system() -> Self {
+        Self { wall: Arc::new(SystemTime::now) }
+    }
+
+    /// A wall clock that shows what `wall` says.
+    #[cfg(test)]
+    pub(crate) fn with_wall(wall: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self { wall: Arc::new(wall) }
+    }
+
+    /// The monotonic clock.
+    pub(crate) fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    /// Both clocks at once.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment::of(self.now(), (self.wall)())
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").finish_non_exhaustive()
+    }
+}
 
 /// One moment as both clocks show it.
 #[derive(Debug, Clone, Copy)]
@@ -10,9 +48,9 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// This moment.
+    /// This moment, by the clocks of the machine.
     pub(crate) fn now() -> Self {
-        Self::of(Instant::now(), SystemTime::now())
+        Clock::system().moment()
     }
 
     /// The moment at which the clocks show these; a wall clock before 1970 counts as 1970.
@@ -55,6 +93,18 @@ impl Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_jumps_leaves_the_monotonic_one_alone() {
+        let start = Clock::system().now();
+        let clock = Clock::with_wall(|| UNIX_EPOCH + Duration::from_secs(5));
+        tokio::time::advance(Duration::from_secs(3)).await;
+
+        let moment = clock.moment();
+
+        assert_eq!(moment.instant() - start, Duration::from_secs(3));
+        assert_eq!(moment.unix_secs(), 5);
+    }
 
     #[test]
     fn a_time_that_goes_to_disk_comes_back() {

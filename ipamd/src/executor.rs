@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use tracing::warn;
 use vpc::{Eni, EniId, EniKind, SecurityGroupId, SubnetId};
 
+use crate::clock::Clock;
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::{FailureClass, Outcome, Step, StepFailure};
@@ -25,7 +26,7 @@ use crate::pool_task::{StepRunner, Urgency};
 use crate::sidecar::Sidecar;
 use failure::StepError;
 
-/// What the executor must know of the operator's choices.
+/// What the executor must know of the operator's choices and of the machine.
 #[derive(Debug, Clone)]
 pub(crate) struct ExecutorOptions {
     pub(crate) cluster_name: Option<String>,
@@ -35,6 +36,7 @@ pub(crate) struct ExecutorOptions {
     pub(crate) may_provision: bool,
     /// The network card whose ENIs the pool holds.
     pub(crate) card: u16,
+    pub(crate) clock: Clock,
 }
 
 /// An ENI as it was last read, with what the pool does not care for.

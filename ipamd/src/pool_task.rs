@@ -19,7 +19,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::{debug, error, info, warn};
 use vpc::{PodKey, PodName};
 
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::pool::{
     Allocation, Answer, Assignment, FailureClass, Outcome, Pool, QuarantineReason, Reason, Refusal, Request,
     RestoreNote, Step, StepFailure, StepId, WaiterId,
@@ -64,6 +64,7 @@ pub(crate) struct PoolTask<R> {
     waiting: HashMap<WaiterId, (PodKey, AddReply)>,
     commit: Commit,
     writer: Writer,
+    clock: Clock,
     /// What the second file last heard of.
     recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
     drain: Option<oneshot::Sender<()>>,
@@ -72,7 +73,7 @@ pub(crate) struct PoolTask<R> {
 
 impl<R: StepRunner> PoolTask<R> {
     /// A task for a restored pool, and the handle to it.
-    pub(crate) fn new(pool: Pool, runner: Arc<R>, writer: Writer) -> (Self, PoolHandle) {
+    pub(crate) fn new(pool: Pool, runner: Arc<R>, writer: Writer, clock: Clock) -> (Self, PoolHandle) {
         let (handle, events) = handle::queue();
         let task = Self {
             pool,
@@ -83,6 +84,7 @@ impl<R: StepRunner> PoolTask<R> {
             waiting: HashMap::new(),
             commit: Commit::default(),
             writer,
+            clock,
             recorded_quarantine: Vec::new(),
             drain: None,
             is_draining: false,
@@ -109,7 +111,7 @@ impl<R: StepRunner> PoolTask<R> {
 
     /// Waits for whatever happens next; none when nobody can ask for anything any more.
     async fn next_event(&mut self) -> Option<Event> {
-        let wake = self.pool.next_wake(Instant::now()).map(tokio::time::Instant::from_std);
+        let wake = self.pool.next_wake(self.clock.now()).map(tokio::time::Instant::from_std);
         let due = async {
             match wake {
                 Some(wake) => tokio::time::sleep_until(wake).await,
@@ -143,7 +145,7 @@ impl<R: StepRunner> PoolTask<R> {
     }
 
     fn take_in(&mut self, event: Event) {
-        let moment = Moment::now();
+        let moment = self.clock.moment();
         let now = moment.instant();
         match event {
             Event::Add { key, pod, patience, reply } => {
@@ -365,7 +367,7 @@ impl<R: StepRunner> PoolTask<R> {
             self.pool.abandon(id);
             self.waiting.remove(&id);
         }
-        for (id, answer) in self.pool.settle(Instant::now()) {
+        for (id, answer) in self.pool.settle(self.clock.now()) {
             let Some((key, reply)) = self.waiting.remove(&id) else { continue };
             match answer {
                 Ok(assignment) => self.assigned(key, assignment, reply),
@@ -379,7 +381,7 @@ impl<R: StepRunner> PoolTask<R> {
             return;
         }
         let urgency = if self.waiting.is_empty() { Urgency::Warmth } else { Urgency::PodsWait };
-        for (id, step) in self.pool.plan(Instant::now()) {
+        for (id, step) in self.pool.plan(self.clock.now()) {
             info!(%step, "step begins");
             let runner = Arc::clone(&self.runner);
             let task = self.steps.spawn(async move { runner.run(step, urgency).await });

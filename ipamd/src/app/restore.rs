@@ -1,7 +1,5 @@
 //! A start's beginning: what EC2, the state files and the kernel say, brought together.
 
-use std::time::Instant;
-
 use anyhow::Context;
 use ec2::Ec2;
 use tokio::time::sleep;
@@ -10,6 +8,7 @@ use vpc::Eni;
 
 use super::START_PATIENCE;
 use crate::checkpoint::{Checkpoint, StateFile};
+use crate::clock::Clock;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
 use crate::pool::{AddressView, EniView, FailureClass, Journal, Pool, RestoreNote};
@@ -19,8 +18,8 @@ use crate::sidecar::Remembered;
 ///
 /// # Errors
 /// What EC2 said last, with what an operator can do.
-pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>) -> anyhow::Result<Vec<Eni>> {
-    let began = Instant::now();
+pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>, clock: &Clock) -> anyhow::Result<Vec<Eni>> {
+    let began = clock.now();
     let mut pause = std::time::Duration::from_secs(1);
     loop {
         let failure = match executor.read_inventory().await {
@@ -31,7 +30,7 @@ pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>) -> anyhow::Result<
             failure.class,
             FailureClass::Throttled | FailureClass::Unavailable | FailureClass::AnswerLost
         );
-        if !may_pass || began.elapsed() + pause > START_PATIENCE {
+        if !may_pass || clock.now() - began + pause > START_PATIENCE {
             return Err(failure).context("read from EC2 what is attached to this instance");
         }
         warn!(error = %failure, "waiting for EC2");
@@ -49,6 +48,7 @@ pub(super) async fn pool(
     checkpoint: &mut Checkpoint,
     remembered: &Remembered,
     host: &HostHandle,
+    clock: &Clock,
 ) -> anyhow::Result<()> {
     if let Err(error) = crate::durable::remove_leftovers(checkpoint.path()) {
         warn!(%error, "leftovers of an earlier crash stay");
@@ -64,7 +64,7 @@ pub(super) async fn pool(
         quarantined: remembered.quarantined.clone(),
     };
     let had_allocations = !journal.allocations.is_empty();
-    let notes = pool.restore(journal, &host::kernel_view(&evidence), Instant::now());
+    let notes = pool.restore(journal, &host::kernel_view(&evidence), clock.now());
     let mut is_changed = !loaded.problems.is_empty();
     for note in notes {
         match note {

@@ -54,7 +54,7 @@ impl<E: Ec2> Executor<E> {
         candidate: &Candidate,
     ) -> Result<Eni, Refused> {
         let token = Uuid::new_v4().to_string();
-        let moment = Moment::now();
+        let moment = self.options.clock.moment();
         let intent = EniIntent {
             slot,
             subnet: candidate.id.clone(),

@@ -62,6 +62,7 @@ impl World {
                 discovers_subnets: false,
                 may_provision: true,
                 card: 0,
+                clock: Clock::system(),
             },
         )
     }

@@ -82,10 +82,10 @@ impl World {
         let (sidecar, _) = Sidecar::open(path, "boot", Moment::now(), Duration::from_secs(30));
         let (begun, writes) = mpsc::unbounded_channel();
         let (write_ends, ends) = blocking::channel();
-        let writer = Writer::start(Disk { begun, ends }, Arc::new(sidecar)).unwrap();
+        let writer = Writer::start(Disk { begun, ends }, Arc::new(sidecar), Clock::system()).unwrap();
         let (begun, steps) = mpsc::unbounded_channel();
         let runner = Arc::new(Runner { begun, stale: Mutex::default() });
-        let (task, pool) = PoolTask::new(pool, Arc::clone(&runner), writer);
+        let (task, pool) = PoolTask::new(pool, Arc::clone(&runner), writer, Clock::system());
         tokio::spawn(task.run());
         Self { pool, writes, write_ends, steps, runner, _directory: directory }
     }

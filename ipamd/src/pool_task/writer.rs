@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::chain::chain;
 use crate::checkpoint::StateFile;
-use crate::clock::Moment;
+use crate::clock::Clock;
 use crate::pool::{Allocation, QuarantineReason};
 use crate::sidecar::Sidecar;
 
@@ -36,14 +36,14 @@ impl Writer {
     ///
     /// # Errors
     /// The system's error if it gives no thread.
-    pub(crate) fn start(mut state: impl StateFile, sidecar: Arc<Sidecar>) -> io::Result<Self> {
+    pub(crate) fn start(mut state: impl StateFile, sidecar: Arc<Sidecar>, clock: Clock) -> io::Result<Self> {
         let (jobs, inbox) = blocking::sync_channel::<Job>(1);
         let (outbox, done) = mpsc::channel(1);
         thread::Builder::new().name("state-writer".to_owned()).stack_size(256 * 1024).spawn(move || {
             while let Ok(job) = inbox.recv() {
                 // Cooldowns first: an address that has left the state file but rests nowhere
                 // could be given to the next pod at once after a crash between the two.
-                if let Err(error) = sidecar.record_pool(&job.cooling, &job.quarantined, Moment::now()) {
+                if let Err(error) = sidecar.record_pool(&job.cooling, &job.quarantined, clock.moment()) {
                     warn!(
                         error = chain(&error),
                         "second state file not written; a restart may forget cooldowns"
