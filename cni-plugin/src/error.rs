@@ -62,6 +62,7 @@ impl Code {
             | RefusalReason::HostSetupFailed
             | RefusalReason::StateNotDurable
             | RefusalReason::NotReady
+            | RefusalReason::QuotaExceeded
             | RefusalReason::Quarantined
             | RefusalReason::Unspecified => Self::TRY_AGAIN_LATER,
             RefusalReason::PermissionDenied => Self::PERMISSION_DENIED,

@@ -26,7 +26,7 @@ use crate::conflist::Installed;
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
-use crate::pool::{Pool, Settings};
+use crate::pool::{BlockMode, Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, ReplyFacts, Services};
 use crate::sidecar::{self, EniIntent, Remembered, Sidecar};
@@ -261,14 +261,18 @@ fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) 
     let eni_limit = config.max_enis.map_or(type_limit, |most| most.min(type_limit));
     Settings {
         targets: config.targets,
+        mode: BlockMode::SecondaryIps,
         instance_type: instance.instance_type.clone(),
         eni_limit,
         is_eni_limit_configured: eni_limit < type_limit,
-        ips_per_eni: u32::from(limits.slots_per_eni()),
+        reserves_trunk: false,
+        slots_per_eni: u32::from(limits.slots_per_eni()),
         max_pods: limits::max_pods(limits, config.max_enis),
         cooldown: config.cooldown,
         shrink_delay: config.shrink_delay,
         may_provision: config.may_provision,
+        reads_subnets: true,
+        grows_while_cordoned: false,
     }
 }
 

@@ -127,12 +127,12 @@ impl Config {
         ] {
             reader.boolean(name, default);
         }
-        reader.number("WARM_PREFIX_TARGET", 1, 0, MOST);
         let config = Self {
             targets: WarmTargets {
                 warm_eni: reader.number("WARM_ENI_TARGET", 1, 0, MOST),
                 warm_ip: reader.number("WARM_IP_TARGET", 0, 0, MOST),
                 minimum_ip: reader.number("MINIMUM_IP_TARGET", 0, 0, MOST),
+                warm_prefix: reader.number("WARM_PREFIX_TARGET", 1, 0, MOST),
             },
             max_enis: max_enis(&mut reader),
             cooldown: reader.seconds("IP_COOLDOWN_PERIOD", 30, 0, 86_400),

@@ -21,9 +21,10 @@ use vpc::{Eni, EniId, EniKind, SecurityGroupId, SubnetId};
 use crate::clock::Clock;
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
-use crate::pool::{FailureClass, Outcome, Step, StepFailure};
+use crate::pool::{Block, BlockKind, Blocks, FailureClass, Outcome, Step, StepFailure};
 use crate::pool_task::{StepRunner, Urgency};
 use crate::sidecar::Sidecar;
+use allocate::Wish;
 use failure::StepError;
 
 /// What the executor must know of the operator's choices and of the machine.
@@ -125,9 +126,15 @@ impl<E: Ec2> Executor<E> {
         tags
     }
 
-    async fn assign_ips(&self, at: &At<E>, eni: &EniId, count: u32) -> Result<Outcome, StepError> {
-        let count = u16::try_from(count).unwrap_or(u16::MAX);
-        Ok(Outcome::IpsAssigned(at.assign_ips(eni, count).await?))
+    async fn assign(&self, at: &At<E>, eni: &EniId, blocks: Blocks) -> Result<Outcome, StepError> {
+        let count = allocate::to_u16(blocks.count());
+        let assigned = match blocks.kind() {
+            BlockKind::Ip => at.assign_ips(eni, count).await?.into_iter().map(Block::Ip).collect(),
+            BlockKind::Prefix => {
+                at.assign_prefixes(eni, count).await?.into_iter().map(Block::Prefix).collect()
+            }
+        };
+        Ok(Outcome::Assigned(assigned))
     }
 
     async fn set_up_eni(&self, eni: &EniId) -> Result<Outcome, StepError> {
@@ -136,19 +143,27 @@ impl<E: Ec2> Executor<E> {
         Ok(Outcome::EniSetUp)
     }
 
-    async fn unassign_ips(
-        &self,
-        at: &At<E>,
-        eni: &EniId,
-        addresses: &[Ipv4Addr],
-    ) -> Result<Outcome, StepError> {
+    async fn unassign(&self, at: &At<E>, eni: &EniId, blocks: &[Block]) -> Result<Outcome, StepError> {
         let evidence = self.host.evidence().await.map_err(|error| StepError::host(eni, &error))?;
-        let in_use = host::in_use(&evidence, addresses);
+        let addresses: Vec<_> = blocks.iter().flat_map(|block| block.addresses()).collect();
+        let in_use = host::in_use(&evidence, &addresses);
         if !in_use.is_empty() {
             return Ok(Outcome::InUse(in_use));
         }
-        at.unassign_ips(eni, addresses).await?;
-        Ok(Outcome::IpsUnassigned)
+        let (mut ips, mut prefixes) = (Vec::new(), Vec::new());
+        for block in blocks {
+            match block {
+                Block::Ip(ip) => ips.push(*ip),
+                Block::Prefix(prefix) => prefixes.push(*prefix),
+            }
+        }
+        if !ips.is_empty() {
+            at.unassign_ips(eni, &ips).await?;
+        }
+        if !prefixes.is_empty() {
+            at.unassign_prefixes(eni, &prefixes).await?;
+        }
+        Ok(Outcome::Unassigned)
     }
 
     async fn execute(&self, step: Step, urgency: Urgency) -> Result<Outcome, StepError> {
@@ -158,11 +173,16 @@ impl<E: Ec2> Executor<E> {
         });
         let shrink = self.ec2.at(Priority::Shrink);
         match step {
-            Step::AllocateEni { slot, ips } => self.allocate_eni(&growth, slot, ips).await,
-            Step::AssignIps { eni, count } => self.assign_ips(&growth, &eni, count).await,
+            Step::AllocateEni { slot, subnet, security_groups, blocks } => {
+                let security_groups = security_groups.as_deref();
+                let wish = Wish { slot, subnet: &subnet, security_groups, blocks };
+                self.allocate_eni(&growth, wish).await
+            }
+            Step::Assign { eni, blocks } => self.assign(&growth, &eni, blocks).await,
             Step::SetUpEni { eni } => self.set_up_eni(&eni).await,
-            Step::UnassignIps { eni, addresses } => self.unassign_ips(&shrink, &eni, &addresses).await,
+            Step::Unassign { eni, blocks } => self.unassign(&shrink, &eni, &blocks).await,
             Step::FreeEni { eni } => self.free_eni(&shrink, &eni).await,
+            Step::ReadSubnets => self.read_subnets(&growth).await,
             Step::ReadInventory => Ok(Outcome::Inventory(self.read_inventory().await?)),
         }
     }

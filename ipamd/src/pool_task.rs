@@ -67,6 +67,8 @@ pub(crate) struct PoolTask<R> {
     clock: Clock,
     /// What the second file last heard of.
     recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
+    /// The state file holds a pod that is known to be gone.
+    is_file_stale: bool,
     drain: Option<oneshot::Sender<()>>,
     is_draining: bool,
 }
@@ -86,6 +88,7 @@ impl<R: StepRunner> PoolTask<R> {
             writer,
             clock,
             recorded_quarantine: Vec::new(),
+            is_file_stale: false,
             drain: None,
             is_draining: false,
         };
@@ -309,6 +312,10 @@ impl<R: StepRunner> PoolTask<R> {
         for note in notes {
             match note {
                 RestoreNote::StaleRule { address } => self.runner.remove_stale_rules(address),
+                RestoreNote::Freed { .. } => {
+                    self.is_file_stale = true;
+                    info!(%note, "kernel compared with the pool");
+                }
                 RestoreNote::Quarantined { .. } => warn!(%note, "address held back"),
                 _ => info!(%note, "kernel compared with the pool"),
             }
@@ -393,7 +400,7 @@ impl<R: StepRunner> PoolTask<R> {
         if self.commit.is_writing() {
             return;
         }
-        let has_changes = self.commit.has_changes();
+        let has_changes = self.commit.has_changes() || std::mem::take(&mut self.is_file_stale);
         let quarantined = self.pool.quarantined();
         if !has_changes && quarantined == self.recorded_quarantine {
             return;

@@ -34,6 +34,9 @@ pub(crate) struct EniIntent {
     pub(crate) subnet: SubnetId,
     /// How many secondary IPs it comes with.
     pub(crate) ips: u16,
+    /// How many prefixes.
+    #[serde(default)]
+    pub(crate) prefixes: u16,
     /// When it was begun, in seconds since 1970.
     pub(crate) created_unix_secs: i64,
     /// Its id, once EC2 has told it.
@@ -239,6 +242,7 @@ mod tests {
             slot: EniSlot::new(0, 1),
             subnet: "subnet-1".parse().unwrap(),
             ips: 9,
+            prefixes: 0,
             created_unix_secs: 1_795_000_000,
             eni: None,
         }

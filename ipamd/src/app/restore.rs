@@ -62,6 +62,7 @@ pub(super) async fn pool(
         allocations: loaded.allocations,
         cooling: remembered.cooling.clone(),
         quarantined: remembered.quarantined.clone(),
+        read_unix_ns: clock.moment().unix_ns(),
     };
     let had_allocations = !journal.allocations.is_empty();
     let notes = pool.restore(journal, &host::kernel_view(&evidence), clock.now());
@@ -78,7 +79,7 @@ pub(super) async fn pool(
                 is_changed = true;
                 info!(%note, "witnesses compared");
             }
-            RestoreNote::Quarantined { .. } | RestoreNote::Pinned { .. } => {
+            RestoreNote::Quarantined { .. } | RestoreNote::Pinned { .. } | RestoreNote::InFlight { .. } => {
                 warn!(%note, "witnesses disagree")
             }
             RestoreNote::Cleared { .. } => info!(%note, "witnesses compared"),
@@ -94,8 +95,8 @@ pub(super) async fn pool(
 /// Says once what the daemon starts with: each ENI, and at the debug level each pod's address.
 fn report(pool: &Pool) {
     for eni in pool.enis() {
-        let EniView { id, slot, role, phase, subnet, primary_ip, addresses } = eni;
-        info!(%id, %slot, ?role, ?phase, %subnet, %primary_ip, addresses = addresses.len(), "ENI known");
+        let EniView { id, slot, role, phase, subnet, primary_ip, blocks, addresses } = eni;
+        info!(%id, %slot, ?role, ?phase, %subnet, %primary_ip, blocks = blocks.len(), "ENI known");
         for AddressView { address, state, pod } in addresses {
             if let Some(pod) = pod {
                 debug!(%address, state, %pod, "address known");

@@ -60,7 +60,7 @@ fn no_variable_at_all_means_what_the_manifest_says() {
 
     assert_eq!(bare.targets, manifest.targets);
     assert_eq!(bare.host, manifest.host);
-    assert_eq!(bare.targets, WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0 });
+    assert_eq!(bare.targets, WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0, warm_prefix: 1 });
     assert_eq!(bare.max_enis, None);
     assert_eq!(bare.cooldown, Duration::from_secs(30));
     assert_eq!(bare.shrink_delay, Duration::from_secs(180));

@@ -5,69 +5,56 @@
 
 use std::time::Duration;
 
-use ec2::{
-    At, AttachEni, CREATED_AT_TAG, Class, CreateEni, Ec2, Ec2Error, EniRecord, NewAddresses, eni_description,
-};
+use ec2::{At, AttachEni, CREATED_AT_TAG, Class, CreateEni, Ec2, EniRecord, NewAddresses, eni_description};
+use ipnet::Ipv4Net;
 use tracing::{info, warn};
 use uuid::Uuid;
-use vpc::{AttachmentId, Eni, EniId, EniRole, EniSlot};
+use vpc::{AttachmentId, Eni, EniId, EniRole, EniSlot, SecurityGroupId, SubnetId};
 
 use super::failure::StepError;
-use super::subnets::Candidate;
 use super::{Executor, Known};
 use crate::clock::Moment;
 use crate::durable::WriteError;
-use crate::pool::Outcome;
+use crate::pool::{BlockKind, Blocks, Outcome};
 use crate::sidecar::{EniIntent, Sidecar};
 
 /// How often to try deleting an ENI that could not be used.
 const DELETE_TRIES: u32 = 5;
 
-impl<E: Ec2> Executor<E> {
-    pub(super) async fn allocate_eni(
-        &self,
-        at: &At<E>,
-        slot: EniSlot,
-        ips: u32,
-    ) -> Result<Outcome, StepError> {
-        let _making = self.making.read().await;
-        let ips = u16::try_from(ips).unwrap_or(u16::MAX);
-        let mut failure = None;
-        for candidate in self.candidate_subnets(at).await? {
-            match self.allocate_in(at, slot, ips, &candidate).await {
-                Ok(eni) => return Ok(Outcome::EniAllocated(eni)),
-                Err(Refused::BySubnet(error)) => {
-                    warn!(subnet = %candidate.id, %error, "subnet gives no ENI");
-                    failure = Some(error);
-                }
-                Err(Refused::Outright(error)) => return Err(error),
-            }
-        }
-        Err(failure.unwrap_or_else(StepError::no_subnet))
-    }
+/// A new ENI, as the pool wants it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish<'a> {
+    pub(super) slot: EniSlot,
+    pub(super) subnet: &'a SubnetId,
+    /// None for those of the primary ENI.
+    pub(super) security_groups: Option<&'a [SecurityGroupId]>,
+    pub(super) blocks: Blocks,
+}
 
-    async fn allocate_in(
-        &self,
-        at: &At<E>,
-        slot: EniSlot,
-        ips: u16,
-        candidate: &Candidate,
-    ) -> Result<Eni, Refused> {
+impl<E: Ec2> Executor<E> {
+    pub(super) async fn allocate_eni(&self, at: &At<E>, wish: Wish<'_>) -> Result<Outcome, StepError> {
+        let _making = self.making.read().await;
+        let cidr =
+            self.subnet_cidr(at, wish.subnet).await?.ok_or_else(|| StepError::unknown_subnet(wish.subnet))?;
         let token = Uuid::new_v4().to_string();
         let moment = self.options.clock.moment();
         let intent = EniIntent {
-            slot,
-            subnet: candidate.id.clone(),
-            ips,
+            slot: wish.slot,
+            subnet: wish.subnet.clone(),
+            ips: count_of(wish.blocks, BlockKind::Ip),
+            prefixes: count_of(wish.blocks, BlockKind::Prefix),
             created_unix_secs: moment.unix_secs(),
             eni: None,
         };
-        self.record(&token, Some(intent.clone()))
-            .await
-            .map_err(|error| Refused::Outright(StepError::not_durable(&error)))?;
-        let record = match at.create_eni(&self.wish(&token, ips, candidate, moment)).await {
+        self.record(&token, Some(intent.clone())).await.map_err(|error| StepError::not_durable(&error))?;
+        let record = match at.create_eni(&self.request(&token, wish, moment)).await {
             Ok(record) => record,
-            Err(error) => return Err(self.not_created(&token, error).await),
+            Err(error) => {
+                if !error.may_have_happened() {
+                    self.forget(&token).await;
+                }
+                return Err(StepError::in_subnet(wish.subnet, error));
+            }
         };
         info!(eni = %record.id, subnet = %record.subnet, mac = %record.mac, "ENI created");
         let known = EniIntent { eni: Some(record.id.clone()), ..intent };
@@ -75,8 +62,7 @@ impl<E: Ec2> Executor<E> {
             // Not fatal: the record under the token leads to it as well.
             warn!(eni = %record.id, %error, "id of the new ENI not recorded");
         }
-        let outcome = self.attach(at, &record, slot).await;
-        match outcome {
+        match self.attach(at, &record, wish.slot).await {
             Ok(attachment) => {
                 let tied = at.set_delete_on_termination(&record.id, &attachment).await;
                 if let Err(error) = &tied {
@@ -84,42 +70,35 @@ impl<E: Ec2> Executor<E> {
                     warn!(eni = %record.id, %error, "ENI is not deleted with its instance");
                 }
                 self.forget(&token).await;
-                Ok(self.adopt(&record, slot, candidate, tied.is_err().then_some(attachment)))
+                let survivor = tied.is_err().then_some(attachment);
+                Ok(Outcome::EniAllocated(self.adopt(&record, wish, cidr, survivor)))
             }
             Err(error) => {
                 if self.delete_unused(at, &record.id).await {
                     self.forget(&token).await;
                 }
-                Err(Refused::Outright(error))
+                Err(error)
             }
         }
     }
 
-    fn wish(&self, token: &str, ips: u16, candidate: &Candidate, moment: Moment) -> CreateEni {
+    fn request(&self, token: &str, wish: Wish<'_>, moment: Moment) -> CreateEni {
         let mut tags = self.eni_tags();
         if let Ok(created_at) = jiff::Timestamp::from_second(moment.unix_secs()) {
             tags.insert(CREATED_AT_TAG.to_owned(), created_at.to_string());
         }
         CreateEni {
-            subnet: candidate.id.clone(),
-            security_groups: self.security_groups(),
+            subnet: wish.subnet.clone(),
+            security_groups: wish.security_groups.map_or_else(|| self.security_groups(), <[_]>::to_vec),
             description: eni_description(&self.instance.instance),
             tags,
             client_token: token.to_owned(),
-            addresses: if ips == 0 { NewAddresses::None } else { NewAddresses::SecondaryIps(ips) },
+            addresses: match wish.blocks {
+                blocks if blocks.count() == 0 => NewAddresses::None,
+                Blocks::Ips(count) => NewAddresses::SecondaryIps(to_u16(count)),
+                Blocks::Prefixes(count) => NewAddresses::Ipv4Prefixes(to_u16(count)),
+            },
             connection_tracking: self.memory(|memory| memory.connection_tracking),
-        }
-    }
-
-    async fn not_created(&self, token: &str, error: Ec2Error) -> Refused {
-        if !error.may_have_happened() {
-            self.forget(token).await;
-        }
-        match error.class() {
-            Class::SubnetExhausted | Class::NoFreePrefix | Class::NotFound | Class::Invalid => {
-                Refused::BySubnet(error.into())
-            }
-            _ => Refused::Outright(error.into()),
         }
     }
 
@@ -163,19 +142,19 @@ impl<E: Ec2> Executor<E> {
     fn adopt(
         &self,
         record: &EniRecord,
-        slot: EniSlot,
-        candidate: &Candidate,
+        wish: Wish<'_>,
+        cidr: Ipv4Net,
         survives_instance: Option<AttachmentId>,
     ) -> Eni {
         let eni = Eni {
             id: record.id.clone(),
             mac: record.mac,
-            slot,
+            slot: wish.slot,
             role: EniRole::Secondary,
             kind: record.kind,
             is_managed: true,
-            subnet: candidate.id.clone(),
-            subnet_cidr: candidate.cidr,
+            subnet: wish.subnet.clone(),
+            subnet_cidr: cidr,
             // EC2 gives every IPv4 ENI an address of its own.
             primary_ip: record.primary_ip.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
             secondary_ips: record.secondary_ips.clone(),
@@ -189,7 +168,6 @@ impl<E: Ec2> Executor<E> {
             survives_instance,
         };
         self.memory(|memory| {
-            memory.subnet_cidrs.insert(candidate.id.clone(), candidate.cidr);
             memory.enis.insert(eni.id.clone(), known);
         });
         eni
@@ -216,9 +194,12 @@ impl<E: Ec2> Executor<E> {
     }
 }
 
-/// Why a subnet gave no ENI.
-enum Refused {
-    /// Another subnet may.
-    BySubnet(StepError),
-    Outright(StepError),
+/// How many blocks of one kind there are; EC2 counts them in 16 bits.
+fn count_of(blocks: Blocks, kind: BlockKind) -> u16 {
+    if blocks.kind() == kind { to_u16(blocks.count()) } else { 0 }
+}
+
+/// No ENI holds more than EC2 can count.
+pub(super) fn to_u16(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ec2::{Class, Ec2Error};
+use vpc::SubnetId;
 
 use crate::chain::chain;
 use crate::pool::FailureClass;
@@ -28,6 +29,26 @@ impl StepError {
         Self { class: FailureClass::Host, message: format!("{subject}: {error}") }
     }
 
+    /// The subnet of a new ENI is not there.
+    pub(super) fn unknown_subnet(subnet: &SubnetId) -> Self {
+        Self { class: FailureClass::SubnetExhausted, message: format!("{subnet} is not in this zone") }
+    }
+
+    /// EC2 made no ENI in this subnet. What is wrong with the subnet leaves others to be tried.
+    pub(super) fn in_subnet(subnet: &SubnetId, error: Ec2Error) -> Self {
+        let is_subnets_fault = !error.may_have_happened()
+            && matches!(
+                error.class(),
+                Class::SubnetExhausted | Class::NoFreePrefix | Class::NotFound | Class::Invalid
+            );
+        let error = Self::from(error);
+        if is_subnets_fault && error.class != FailureClass::NoFreePrefix {
+            let message = format!("no ENI in {subnet}: {}", error.message);
+            return Self { class: FailureClass::SubnetExhausted, message };
+        }
+        error
+    }
+
     /// The intent could not be recorded, so nothing was begun.
     pub(super) fn not_durable(error: &dyn std::error::Error) -> Self {
         Self {
@@ -51,11 +72,13 @@ fn class_of(error: &Ec2Error) -> FailureClass {
         Class::Throttled => FailureClass::Throttled,
         Class::Unauthorized { .. } => FailureClass::Denied,
         Class::Credentials => FailureClass::Credentials,
-        Class::SubnetExhausted | Class::NoFreePrefix => FailureClass::SubnetExhausted,
+        Class::SubnetExhausted => FailureClass::SubnetExhausted,
+        Class::NoFreePrefix => FailureClass::NoFreePrefix,
+        Class::Quota => FailureClass::Quota,
         Class::AddressLimit | Class::AttachmentLimit | Class::SlotInUse => FailureClass::LimitReached,
         Class::NotFound => FailureClass::NotFound,
         Class::AnswerLost | Class::Malformed => FailureClass::AnswerLost,
         Class::Unavailable | Class::Timeout => FailureClass::Unavailable,
-        Class::Quota | Class::AlreadyDone | Class::Busy | Class::Invalid => FailureClass::Other,
+        Class::AlreadyDone | Class::Busy | Class::Invalid => FailureClass::Other,
     }
 }

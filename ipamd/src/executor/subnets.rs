@@ -1,75 +1,89 @@
-//! Which subnets a new ENI may lie in, best first.
-
-use std::cmp::Reverse;
+//! The subnets of this zone, and what their tags allow.
 
 use ec2::{At, Ec2, SubnetRecord};
 use ipnet::Ipv4Net;
-use tracing::warn;
 use vpc::SubnetId;
 
 use super::Executor;
 use super::failure::StepError;
-use crate::pool::FailureClass;
+use crate::pool::{Outcome, Subnet};
 
 /// The tag by which an operator lets us use a subnet, or forbids it with the value 0.
 const ROLE_TAG: &str = "kubernetes.io/role/cni";
 /// How the tags begin that reserve a subnet for clusters.
 const CLUSTER_TAG_PREFIX: &str = "cni.networking.k8s.aws/cluster/";
 
-/// A subnet that may serve, with its IPv4 block.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) id: SubnetId,
-    pub(super) cidr: Ipv4Net,
-}
-
 impl<E: Ec2> Executor<E> {
-    /// The subnets to try in turn: those that the tags allow, the one with most room first. Where
-    /// EC2 does not list them, the primary ENI's own.
-    pub(super) async fn candidate_subnets(&self, at: &At<E>) -> Result<Vec<Candidate>, StepError> {
-        let primary = Candidate { id: self.instance.subnet.clone(), cidr: self.instance.subnet_cidr };
-        if !self.options.discovers_subnets {
-            return Ok(vec![primary]);
+    /// Every subnet of this zone. Without discovery only the primary ENI's takes new ENIs.
+    pub(super) async fn read_subnets(&self, at: &At<E>) -> Result<Outcome, StepError> {
+        let found = at.subnets(&self.instance.vpc, &self.instance.availability_zone).await?;
+        let primary = &self.instance.subnet;
+        let cluster = self.options.cluster_name.as_deref();
+        let subnets: Vec<_> = found
+            .iter()
+            .filter_map(|record| subnet(record, primary, cluster, self.options.discovers_subnets))
+            .collect();
+        self.memory(|memory| {
+            memory.subnet_cidrs.extend(subnets.iter().map(|subnet| (subnet.id.clone(), subnet.cidr)));
+        });
+        Ok(Outcome::Subnets(subnets))
+    }
+
+    /// The IPv4 block of a subnet, from EC2 unless it is known; none if there is no such subnet.
+    pub(super) async fn subnet_cidr(
+        &self,
+        at: &At<E>,
+        subnet: &SubnetId,
+    ) -> Result<Option<Ipv4Net>, StepError> {
+        let known = || self.memory(|memory| memory.subnet_cidrs.get(subnet).copied());
+        if known().is_none() {
+            self.read_subnets(at).await?;
         }
-        let found = match at.subnets(&self.instance.vpc, &self.instance.availability_zone).await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(%error, subnet = %primary.id, "subnets not listed; using the primary ENI's");
-                return Ok(vec![primary]);
-            }
-        };
-        let candidates = candidates(found, &primary.id, self.options.cluster_name.as_deref());
-        if candidates.is_empty() { Err(StepError::no_subnet()) } else { Ok(candidates) }
+        Ok(known())
     }
 }
 
-impl StepError {
-    pub(super) fn no_subnet() -> Self {
-        Self {
-            class: FailureClass::SubnetExhausted,
-            message: "no subnet of this zone may hold new ENIs: all are either not tagged, or tagged with \
-                      kubernetes.io/role/cni=0"
-                .to_owned(),
-        }
-    }
+/// What the pool needs of a subnet; none for one without IPv4 addresses.
+fn subnet(
+    record: &SubnetRecord,
+    primary: &SubnetId,
+    cluster: Option<&str>,
+    discovers: bool,
+) -> Option<Subnet> {
+    let is_primary = record.id == *primary;
+    Some(Subnet {
+        id: record.id.clone(),
+        cidr: record.ipv4_cidr?,
+        free_addresses: record.free_addresses,
+        takes_enis: match discovers {
+            true => is_eligible(record, is_primary, cluster),
+            false => is_primary && !is_excluded(record, cluster),
+        },
+        is_excluded: is_excluded(record, cluster),
+    })
 }
 
-fn candidates(mut found: Vec<SubnetRecord>, primary: &SubnetId, cluster: Option<&str>) -> Vec<Candidate> {
-    found.sort_by_key(|subnet| Reverse(subnet.free_addresses));
-    found
-        .into_iter()
-        .filter(|subnet| is_eligible(subnet, subnet.id == *primary, cluster))
-        .filter_map(|subnet| Some(Candidate { cidr: subnet.ipv4_cidr?, id: subnet.id }))
-        .collect()
-}
-
+/// Whether new ENIs may lie in the subnet.
 fn is_eligible(subnet: &SubnetRecord, is_primary: bool, cluster: Option<&str>) -> bool {
-    match subnet.tags.get(ROLE_TAG).map(String::as_str) {
+    match role(subnet) {
         Some("0") => false,
         // Nobody spoke of the subnet: only the one that the node is in anyway will do.
-        None | Some("") => is_primary,
+        None => is_primary,
         Some(_) => serves_cluster(subnet, cluster),
     }
+}
+
+/// Whether ENIs that lie in the subnet must not serve pods.
+fn is_excluded(subnet: &SubnetRecord, cluster: Option<&str>) -> bool {
+    match role(subnet) {
+        Some("0") => true,
+        None => false,
+        Some(_) => !serves_cluster(subnet, cluster),
+    }
+}
+
+fn role(subnet: &SubnetRecord) -> Option<&str> {
+    subnet.tags.get(ROLE_TAG).map(String::as_str).filter(|role| !role.is_empty())
 }
 
 fn serves_cluster(subnet: &SubnetRecord, cluster: Option<&str>) -> bool {
@@ -95,9 +109,11 @@ mod tests {
         }
     }
 
+    /// The subnets that take new ENIs.
     fn chosen(found: &[SubnetRecord], cluster: Option<&str>) -> Vec<String> {
         let primary = "subnet-primary".parse().unwrap();
-        candidates(found.to_vec(), &primary, cluster).iter().map(|found| found.id.to_string()).collect()
+        let subnets = found.iter().filter_map(|record| super::subnet(record, &primary, cluster, true));
+        subnets.filter(|subnet| subnet.takes_enis).map(|subnet| subnet.id.to_string()).collect()
     }
 
     #[test]
@@ -108,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn tagged_subnets_serve_and_the_one_with_most_room_comes_first() {
+    fn tagged_subnets_serve_beside_the_primary_one() {
         let found = [
             subnet("subnet-primary", 10, &[]),
             subnet("subnet-a", 20, &[(ROLE_TAG, "1")]),
@@ -116,7 +132,7 @@ mod tests {
             subnet("subnet-c", 40, &[(ROLE_TAG, "0")]),
         ];
 
-        assert_eq!(chosen(&found, None), ["subnet-b", "subnet-a", "subnet-primary"]);
+        assert_eq!(chosen(&found, None), ["subnet-primary", "subnet-a", "subnet-b"]);
     }
 
     #[test]
@@ -139,5 +155,28 @@ mod tests {
         let reserved = [("cni.networking.k8s.aws/cluster/blue", "1")];
 
         assert_eq!(chosen(&[subnet("subnet-primary", 1, &reserved)], Some("green")), ["subnet-primary"]);
+    }
+
+    #[test]
+    fn an_eni_in_a_subnet_tagged_0_or_reserved_for_others_serves_no_pod() {
+        let reserved = [(ROLE_TAG, "1"), ("cni.networking.k8s.aws/cluster/blue", "1")];
+
+        assert!(is_excluded(&subnet("subnet-a", 1, &[(ROLE_TAG, "0")]), None));
+        assert!(is_excluded(&subnet("subnet-a", 1, &reserved), Some("green")));
+        assert!(!is_excluded(&subnet("subnet-a", 1, &reserved), Some("blue")));
+        assert!(!is_excluded(&subnet("subnet-a", 1, &[(ROLE_TAG, "")]), None));
+        assert!(!is_excluded(&subnet("subnet-a", 1, &[]), None));
+    }
+
+    #[test]
+    fn without_discovery_only_the_primary_subnet_takes_enis_unless_it_is_excluded() {
+        let primary = "subnet-primary".parse().unwrap();
+        let takes = |id: &str, tags: &[(&str, &str)]| {
+            super::subnet(&subnet(id, 1, tags), &primary, None, false).unwrap().takes_enis
+        };
+
+        assert!(takes("subnet-primary", &[]));
+        assert!(!takes("subnet-primary", &[(ROLE_TAG, "0")]));
+        assert!(!takes("subnet-a", &[(ROLE_TAG, "1")]));
     }
 }

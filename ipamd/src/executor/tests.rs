@@ -110,7 +110,10 @@ fn ours(id: &str, mac: u8, slot: Option<EniSlot>) -> EniRecord {
     }
 }
 
-const ALLOCATE: Step = Step::AllocateEni { slot: SLOT, ips: 3 };
+fn allocate() -> Step {
+    let subnet = "subnet-1".parse().unwrap();
+    Step::AllocateEni { slot: SLOT, subnet, security_groups: None, blocks: Blocks::Ips(3) }
+}
 
 async fn run(executor: &Executor<FakeEc2>, step: Step) -> Outcome {
     executor.run(step, Urgency::PodsWait).await
@@ -127,7 +130,7 @@ fn failure(outcome: Outcome) -> StepFailure {
 async fn a_new_eni_takes_three_calls_and_is_tagged_described_and_tied_to_its_instance() {
     let world = World::new();
 
-    let outcome = run(&world.executor(), ALLOCATE).await;
+    let outcome = run(&world.executor(), allocate()).await;
 
     let Outcome::EniAllocated(eni) = outcome else { panic!("{outcome:?}") };
     assert_eq!(
@@ -150,7 +153,7 @@ async fn an_eni_that_cannot_be_attached_is_deleted_and_forgotten() {
         let world = World::new();
         world.ec2.fail(Action::AttachNetworkInterface, Fault::Refuse(class.clone()));
 
-        failure(run(&world.executor(), ALLOCATE).await);
+        failure(run(&world.executor(), allocate()).await);
 
         assert!(world.secondary_ids().is_empty(), "{class:?}");
         assert!(world.intents().is_empty(), "{class:?}");
@@ -162,7 +165,7 @@ async fn a_lost_answer_to_attach_is_resolved_by_looking() {
     let world = World::new();
     world.ec2.fail(Action::AttachNetworkInterface, Fault::LoseAnswer);
 
-    let outcome = run(&world.executor(), ALLOCATE).await;
+    let outcome = run(&world.executor(), allocate()).await;
 
     assert!(matches!(outcome, Outcome::EniAllocated(_)), "{outcome:?}");
     assert!(world.intents().is_empty());
@@ -174,7 +177,7 @@ async fn an_eni_whose_creation_nobody_confirmed_is_remembered_and_deleted_by_the
     world.ec2.fail(Action::CreateNetworkInterface, Fault::LoseAnswer);
     let executor = world.executor();
 
-    let failed = failure(run(&executor, ALLOCATE).await);
+    let failed = failure(run(&executor, allocate()).await);
 
     assert_eq!(failed.class, FailureClass::AnswerLost);
     assert_eq!((world.secondary_ids().len(), world.intents().len()), (1, 1));
@@ -195,7 +198,7 @@ async fn wherever_the_process_dies_the_next_one_uses_or_deletes_the_eni() {
         let executor = Arc::new(world.executor());
         let dying = tokio::spawn({
             let executor = Arc::clone(&executor);
-            async move { run(&executor, ALLOCATE).await }
+            async move { run(&executor, allocate()).await }
         });
         while !world.ec2.0.lock().unwrap().calls.contains(&action.name()) {
             tokio::task::yield_now().await;
@@ -229,7 +232,7 @@ async fn nothing_is_asked_of_ec2_if_the_intent_cannot_be_recorded() {
     let executor = world.executor();
     std::fs::remove_dir_all(world.directory.path()).unwrap();
 
-    let failed = failure(run(&executor, ALLOCATE).await);
+    let failed = failure(run(&executor, allocate()).await);
 
     assert_eq!(failed.class, FailureClass::NotDurable);
     assert!(world.ec2.calls().is_empty());
@@ -262,7 +265,8 @@ async fn what_the_kernel_uses_is_not_returned() {
     world.ec2.calls();
     let eni: EniId = "eni-2".parse().unwrap();
 
-    let unassigned = run(&executor, Step::UnassignIps { eni: eni.clone(), addresses: vec![address] }).await;
+    let unassigned =
+        run(&executor, Step::Unassign { eni: eni.clone(), blocks: vec![Block::Ip(address)] }).await;
     let freed = run(&executor, Step::FreeEni { eni }).await;
 
     assert_eq!((unassigned, freed), (Outcome::InUse(vec![address]), Outcome::InUse(vec![address])));
@@ -333,7 +337,7 @@ async fn failures_say_what_class_they_are_of_and_what_ec2_said() {
 
         let at = executor.ec2.at(Priority::WaitingPod).within(Duration::from_millis(100));
         let eni = "eni-primary".parse().unwrap();
-        let error = executor.assign_ips(&at, &eni, 2).await.unwrap_err();
+        let error = executor.assign(&at, &eni, Blocks::Ips(2)).await.unwrap_err();
 
         assert_eq!(error.class, expected, "{error}");
         assert!(error.message.starts_with("AssignPrivateIpAddresses"), "{error}");

@@ -1,140 +1,15 @@
 //! The address book: every ENI of the node, every address on it, and who has it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-use vpc::{Eni, EniId, EniKind, EniRole, EniSlot, PodKey, PodName, RouteTable, SubnetId};
+use vpc::{Eni, EniId, EniRole, EniSlot, PodKey, RouteTable, SubnetId};
 
+use super::block::{Block, BlockKind};
+use super::eni::{BlockEntry, EniEntry, EniPhase, QuarantineReason, State};
 use super::{Allocation, Assignment, Released, Request, Stats};
-
-/// How long an ENI stays at least, so that a burst of pods does not turn into a burst of
-/// attachments and detachments.
-const MINIMUM_ENI_AGE: Duration = Duration::from_secs(60);
-
-/// How far an ENI has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EniPhase {
-    /// Attached, but its link, routes and rule are not known to be right yet.
-    Attached,
-    /// Set up on the host: its addresses can serve pods.
-    Ready,
-    /// On its way back to EC2.
-    Leaving,
-}
-
-/// Why an address is held back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum QuarantineReason {
-    /// The kernel routes it to a link, but no pod in the book has it.
-    KernelOnly,
-    /// Two records of the state file claim it or its pod.
-    ContestedRecord,
-    /// The runtime has forgotten its pod, but the pod's link still has a running peer.
-    LinkAlive,
-}
-
-impl fmt::Display for QuarantineReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::KernelOnly => "the kernel routes it, but no known pod has it",
-            Self::ContestedRecord => "the state file gives it to two pods, or two addresses to its pod",
-            Self::LinkAlive => "the runtime forgot its pod, but the pod's link is alive",
-        })
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum State {
-    Free {
-        /// When its last pod's cooldown ended; none if no pod had it since it came.
-        since: Option<Instant>,
-    },
-    Assigned(Allocation),
-    Cooling {
-        until: Instant,
-    },
-    Quarantined(QuarantineReason),
-    /// Being returned to EC2.
-    Leaving,
-}
-
-#[derive(Debug)]
-pub(super) struct EniEntry {
-    pub(super) facts: Eni,
-    pub(super) phase: EniPhase,
-    pub(super) added_at: Instant,
-    /// By address. Addresses out of a prefix are here only while a pod has them.
-    pub(super) addresses: BTreeMap<Ipv4Addr, State>,
-}
-
-impl EniEntry {
-    /// Whether pods may get addresses from it at all.
-    pub(super) fn serves_pods(&self) -> bool {
-        self.facts.is_managed && self.facts.kind != EniKind::EfaOnly && self.phase != EniPhase::Leaving
-    }
-
-    /// Whether more addresses may be assigned to it.
-    pub(super) fn is_growable(&self) -> bool {
-        self.serves_pods() && self.facts.kind != EniKind::Trunk
-    }
-
-    /// The private address slots in use: every secondary IP and every prefix takes one.
-    pub(super) fn slots_used(&self) -> u32 {
-        let singles = self.addresses.keys().filter(|address| !self.is_from_prefix(**address)).count();
-        to_u32(singles + self.facts.prefixes.len())
-    }
-
-    pub(super) fn is_from_prefix(&self, address: Ipv4Addr) -> bool {
-        self.facts.prefixes.iter().any(|prefix| prefix.contains(address.into()))
-    }
-
-    pub(super) fn assigned(&self) -> usize {
-        self.addresses.values().filter(|state| matches!(state, State::Assigned(_))).count()
-    }
-
-    pub(super) fn is_all_free(&self) -> bool {
-        self.addresses.values().all(|state| matches!(state, State::Free { .. }))
-    }
-
-    /// Whether the ENI could be given back once it is old enough.
-    pub(super) fn is_removable(&self) -> bool {
-        self.facts.role == EniRole::Secondary
-            && self.facts.kind == EniKind::Interface
-            && self.facts.is_managed
-            && self.phase == EniPhase::Ready
-            && self.facts.prefixes.is_empty()
-            && self.is_all_free()
-    }
-
-    pub(super) fn removable_from(&self) -> Instant {
-        self.added_at + MINIMUM_ENI_AGE
-    }
-}
-
-/// One ENI for people and tools.
-#[derive(Debug, Clone)]
-pub(crate) struct EniView {
-    pub(crate) id: EniId,
-    pub(crate) slot: EniSlot,
-    pub(crate) role: EniRole,
-    pub(crate) phase: EniPhase,
-    pub(crate) subnet: SubnetId,
-    pub(crate) primary_ip: Ipv4Addr,
-    pub(crate) addresses: Vec<AddressView>,
-}
-
-/// One address for people and tools.
-#[derive(Debug, Clone)]
-pub(crate) struct AddressView {
-    pub(crate) address: Ipv4Addr,
-    /// `free`, `assigned`, `cooling`, `quarantined` or `leaving`.
-    pub(crate) state: &'static str,
-    pub(crate) pod: Option<PodName>,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -142,31 +17,30 @@ pub(super) struct Book {
     /// Allocations whose ENI EC2 has not shown: they stay their pods' until DEL.
     pub(super) pinned: BTreeMap<Ipv4Addr, Allocation>,
     by_key: HashMap<PodKey, Ipv4Addr>,
+    /// Addresses that the kernel used when it was last read.
+    pub(super) kernel_uses: BTreeSet<Ipv4Addr>,
+    /// Addresses that left the node before their rest was over; they may come back.
+    away: BTreeMap<Ipv4Addr, Instant>,
 }
 
 impl Book {
     /// Ends every cooldown that is over.
     pub(super) fn expire_cooling(&mut self, now: Instant) {
-        for state in self.enis.values_mut().flat_map(|eni| eni.addresses.values_mut()) {
+        for state in self.blocks_mut().flat_map(|block| block.states.values_mut()) {
             if let State::Cooling { until } = *state
                 && until <= now
             {
-                *state = State::Free { since: Some(until) };
+                *state = State::Free { since: until };
             }
         }
+        self.away.retain(|_, until| *until > now);
     }
 
     /// What the key holds, if its ENI is known.
     pub(super) fn assignment_of(&self, key: &PodKey) -> Option<Assignment> {
         let address = *self.by_key.get(key)?;
         let eni = self.eni_of(address)?;
-        Some(Assignment {
-            address,
-            eni: Some(eni.facts.id.clone()),
-            slot: eni.facts.slot,
-            table: eni.facts.route_table(),
-            is_new: false,
-        })
+        Some(assignment(eni, address, false))
     }
 
     /// Whether the key holds an address whose ENI EC2 has not shown.
@@ -174,43 +48,40 @@ impl Book {
         self.by_key.get(key).is_some_and(|address| self.pinned.contains_key(address))
     }
 
-    /// Gives the request the address that keeps ENIs and addresses most at rest: from the ENI
-    /// with the most pods, so that others empty, and there the one that has been free longest.
-    pub(super) fn assign(&mut self, request: &Request) -> Option<Assignment> {
+    /// Gives the request the address that keeps ENIs and addresses most at rest: of the kind that
+    /// is asked for nowadays, from the ENI and there the block with the most pods, so that others
+    /// empty, and of that the one that has been free longest.
+    pub(super) fn assign(&mut self, request: &Request, kind: BlockKind) -> Option<Assignment> {
         if self.by_key.contains_key(&request.key) {
             return None;
         }
-        let eni = self
-            .enis
-            .values_mut()
-            .filter(|eni| eni.phase == EniPhase::Ready && eni.serves_pods() && eni.has_free())
-            .min_by_key(|eni| (std::cmp::Reverse(eni.assigned()), eni.facts.slot))?;
-        let (_, address) = eni
-            .addresses
-            .iter()
-            .filter_map(|(address, state)| match state {
-                State::Free { since } => Some((*since, *address)),
-                _ => None,
+        let serving = self.enis.values().filter(|eni| eni.phase == EniPhase::Ready && eni.serves_pods());
+        let candidates = serving.flat_map(|eni| {
+            let pods_of_eni = eni.counts().assigned;
+            eni.blocks.iter().filter_map(move |(block, entry)| {
+                let address = entry.next_free(*block)?;
+                let rank = (
+                    block.kind() != kind,
+                    Reverse(pods_of_eni),
+                    eni.facts.slot,
+                    Reverse(entry.counts(*block).assigned),
+                    // Single IPs are all alike, so it is the address's own rest that counts.
+                    entry.states.get(&address).and_then(free_since),
+                );
+                Some((rank, eni.facts.id.clone(), *block, address))
             })
-            .min()?;
-        eni.addresses.insert(
+        });
+        let (_, eni, block, address) = candidates.min_by(|one, other| one.0.cmp(&other.0))?;
+        let eni = self.enis.get_mut(&eni)?;
+        let allocation = Allocation {
+            key: request.key.clone(),
+            pod: request.pod.clone(),
             address,
-            State::Assigned(Allocation {
-                key: request.key.clone(),
-                pod: request.pod.clone(),
-                address,
-                assigned_unix_ns: request.unix_ns,
-            }),
-        );
-        let assignment = Assignment {
-            address,
-            eni: Some(eni.facts.id.clone()),
-            slot: eni.facts.slot,
-            table: eni.facts.route_table(),
-            is_new: true,
+            assigned_unix_ns: request.unix_ns,
         };
+        eni.blocks.get_mut(&block)?.states.insert(address, State::Assigned(allocation));
         self.by_key.insert(request.key.clone(), address);
-        Some(assignment)
+        Some(assignment(eni, address, true))
     }
 
     /// Takes the key's address back; it cools until `until`, or leaves the book if EC2 has
@@ -218,36 +89,41 @@ impl Book {
     pub(super) fn release(&mut self, key: &PodKey, until: Instant) -> Option<Released> {
         let address = self.by_key.remove(key)?;
         if let Some(allocation) = self.pinned.remove(&address) {
+            self.away.insert(address, until);
             // Table 0 stands for any: the ENI and with it the table are not known.
             return Some(Released { allocation, slot: EniSlot::PRIMARY, table: RouteTable(0) });
         }
         let eni = self.eni_of_mut(address)?;
         let (slot, table) = (eni.facts.slot, eni.facts.route_table());
-        let State::Assigned(allocation) = eni.addresses.remove(&address)? else {
+        let block = eni.block_of(address)?;
+        let states = &mut eni.blocks.get_mut(&block)?.states;
+        let State::Assigned(allocation) = states.insert(address, State::Cooling { until })? else {
             return None;
         };
-        if !eni.is_from_prefix(address) {
-            eni.addresses.insert(address, State::Cooling { until });
-        }
         Some(Released { allocation, slot, table })
     }
 
     /// Undoes [`Book::assign`].
     pub(super) fn take_back(&mut self, key: &PodKey) {
         if let Some(address) = self.by_key.remove(key)
-            && let Some(eni) = self.eni_of_mut(address)
+            && let Some(block) = self.block_mut(address)
         {
-            eni.addresses.insert(address, State::Free { since: None });
+            block.states.remove(&address);
         }
     }
 
     /// Gives an allocation the address that it names, whatever state it is in.
     pub(super) fn give_back(&mut self, allocation: Allocation) {
         self.by_key.insert(allocation.key.clone(), allocation.address);
+        self.settle_down(allocation);
+    }
+
+    /// Puts an allocation where its address is, or pins it if that is nowhere.
+    fn settle_down(&mut self, allocation: Allocation) {
         let address = allocation.address;
-        match self.eni_of_mut(address) {
-            Some(eni) => {
-                eni.addresses.insert(address, State::Assigned(allocation));
+        match self.block_mut(address) {
+            Some(block) => {
+                block.states.insert(address, State::Assigned(allocation));
             }
             None => {
                 self.pinned.insert(address, allocation);
@@ -257,7 +133,7 @@ impl Book {
 
     /// The allocation that holds `address`.
     pub(super) fn holder(&self, address: Ipv4Addr) -> Option<&Allocation> {
-        match self.eni_of(address).and_then(|eni| eni.addresses.get(&address)) {
+        match self.eni_of(address).and_then(|eni| eni.state(address)) {
             Some(State::Assigned(allocation)) => Some(allocation),
             _ => self.pinned.get(&address),
         }
@@ -270,15 +146,104 @@ impl Book {
 
     /// The ENI that holds `address`, singly or within a prefix.
     pub(super) fn eni_of(&self, address: Ipv4Addr) -> Option<&EniEntry> {
-        self.enis.values().find(|eni| eni.holds(address))
+        self.enis.values().find(|eni| eni.block_of(address).is_some())
     }
 
-    pub(super) fn eni_of_mut(&mut self, address: Ipv4Addr) -> Option<&mut EniEntry> {
-        self.enis.values_mut().find(|eni| eni.holds(address))
+    fn eni_of_mut(&mut self, address: Ipv4Addr) -> Option<&mut EniEntry> {
+        self.enis.values_mut().find(|eni| eni.block_of(address).is_some())
     }
 
-    pub(super) fn state_mut(&mut self, address: Ipv4Addr) -> Option<&mut State> {
-        self.eni_of_mut(address)?.addresses.get_mut(&address)
+    pub(super) fn block_mut(&mut self, address: Ipv4Addr) -> Option<&mut BlockEntry> {
+        let eni = self.eni_of_mut(address)?;
+        let block = eni.block_of(address)?;
+        eni.blocks.get_mut(&block)
+    }
+
+    pub(super) fn blocks_mut(&mut self) -> impl Iterator<Item = &mut BlockEntry> {
+        self.enis.values_mut().flat_map(|eni| eni.blocks.values_mut())
+    }
+
+    /// Adds an ENI. What pods hold of it moves from the pins to it; what the kernel uses of it
+    /// otherwise is held back.
+    pub(super) fn add_eni(&mut self, eni: Eni, is_excluded: bool, now: Instant) {
+        let mut entry = EniEntry::new(eni, now);
+        entry.is_excluded = is_excluded;
+        let id = entry.facts.id.clone();
+        let blocks: Vec<_> = entry.blocks.keys().copied().collect();
+        self.enis.insert(id, entry);
+        self.received(blocks);
+    }
+
+    /// Looks at blocks that just came for addresses that are spoken for.
+    pub(super) fn received(&mut self, blocks: Vec<Block>) {
+        for address in blocks.into_iter().flat_map(Block::addresses) {
+            if let Some(allocation) = self.pinned.remove(&address) {
+                self.settle_down(allocation);
+            } else if self.kernel_uses.contains(&address)
+                && let Some(block) = self.block_mut(address)
+                && block.is_free(address)
+            {
+                block.states.insert(address, State::Quarantined(QuarantineReason::KernelOnly));
+            } else if let Some(until) = self.away.remove(&address) {
+                self.rest(address, until);
+            }
+        }
+    }
+
+    /// Has a free address rest, or one that may come back.
+    pub(super) fn rest(&mut self, address: Ipv4Addr, until: Instant) {
+        match self.block_mut(address) {
+            Some(block) if block.is_free(address) => {
+                block.states.insert(address, State::Cooling { until });
+            }
+            Some(_) => {}
+            None => {
+                self.away.insert(address, until);
+            }
+        }
+    }
+
+    /// Holds a free or resting address back.
+    pub(super) fn hold_back(&mut self, address: Ipv4Addr, reason: QuarantineReason) {
+        if let Some(block) = self.block_mut(address)
+            && !matches!(block.states.get(&address), Some(State::Assigned(_)))
+        {
+            block.states.insert(address, State::Quarantined(reason));
+        }
+    }
+
+    /// Takes in what EC2 says of an ENI that is in the book.
+    pub(super) fn update_eni(&mut self, eni: Eni) {
+        let Some(entry) = self.enis.get_mut(&eni.id) else { return };
+        let before: BTreeSet<_> = entry.blocks.keys().copied().collect();
+        let lost = entry.update(eni);
+        let new = entry.blocks.keys().filter(|block| !before.contains(block)).copied().collect();
+        self.lost(lost);
+        self.received(new);
+    }
+
+    /// Removes an ENI that is gone; what pods have of it stays pinned to them.
+    pub(super) fn remove_eni(&mut self, id: &EniId) {
+        if let Some(entry) = self.enis.remove(id) {
+            self.lost(entry.blocks.into_values().collect());
+        }
+    }
+
+    /// Blocks have left the node: pods keep what they have of them, and what rests goes on
+    /// resting should it come back.
+    fn lost(&mut self, blocks: Vec<BlockEntry>) {
+        for (address, state) in blocks.into_iter().flat_map(|block| block.states) {
+            match state {
+                // Another ENI may have the address by now.
+                State::Assigned(allocation) => self.settle_down(allocation),
+                State::Cooling { until } => self.rest(address, until),
+                State::Free { .. } | State::Quarantined(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn primary_subnet(&self) -> Option<&SubnetId> {
+        self.enis.values().find(|eni| eni.facts.role == EniRole::Primary).map(|eni| &eni.facts.subnet)
     }
 
     pub(super) fn allocations(&self) -> Vec<Allocation> {
@@ -291,13 +256,13 @@ impl Book {
         all
     }
 
+    /// Every address that rests, those included that have left the node.
     pub(super) fn cooling(&self) -> Vec<(Ipv4Addr, Instant)> {
-        self.states()
-            .filter_map(|(address, state)| match state {
-                State::Cooling { until } => Some((address, *until)),
-                _ => None,
-            })
-            .collect()
+        let here = self.states().filter_map(|(address, state)| match state {
+            State::Cooling { until } => Some((address, *until)),
+            _ => None,
+        });
+        here.chain(self.away.iter().map(|(address, until)| (*address, *until))).collect()
     }
 
     pub(super) fn quarantined(&self) -> Vec<(Ipv4Addr, QuarantineReason)> {
@@ -309,20 +274,28 @@ impl Book {
             .collect()
     }
 
-    /// The addresses whose rest is over by `time`.
+    /// The addresses for pods whose rest is over by `time`.
     pub(super) fn cooled_by(&self, time: Instant) -> u32 {
-        to_u32(self.cooling().into_iter().filter(|(_, until)| *until <= time).count())
+        to_u32(self.useful_cooling().filter(|until| *until <= time).count())
     }
 
     pub(super) fn next_cooled(&self) -> Option<Instant> {
         self.cooling().into_iter().map(|(_, until)| until).min()
     }
 
-    /// From when some ENI without pods is old enough to be given back; `now` if one is already,
-    /// or if there is none.
-    pub(super) fn next_removable(&self, now: Instant) -> Instant {
-        let removable = self.enis.values().filter(|eni| eni.is_removable());
-        removable.map(EniEntry::removable_from).min().unwrap_or(now).max(now)
+    /// When the next address for pods has rested.
+    pub(super) fn next_useful_cooled(&self) -> Option<Instant> {
+        self.useful_cooling().min()
+    }
+
+    fn useful_cooling(&self) -> impl Iterator<Item = Instant> {
+        let serving = self.enis.values().filter(|eni| eni.serves_pods());
+        serving.flat_map(|eni| eni.blocks.values()).flat_map(|block| block.states.values()).filter_map(
+            |state| match state {
+                State::Cooling { until } => Some(*until),
+                _ => None,
+            },
+        )
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -332,64 +305,48 @@ impl Book {
             assigned: to_u32(self.pinned.len()),
             ..Stats::default()
         };
-        for eni in self.enis.values().filter(|eni| eni.serves_pods()) {
-            for state in eni.addresses.values() {
-                stats.total += 1;
-                match state {
-                    State::Assigned(_) => stats.assigned += 1,
-                    State::Cooling { .. } => stats.cooling += 1,
-                    State::Quarantined(_) => stats.quarantined += 1,
-                    State::Free { .. } if eni.phase == EniPhase::Ready => stats.free += 1,
-                    State::Free { .. } => stats.setting_up += 1,
-                    State::Leaving => {}
+        for eni in self.enis.values().filter(|eni| eni.is_usable() || !eni.is_confirmed) {
+            for (block, entry) in &eni.blocks {
+                let counts = entry.counts(*block);
+                stats.total += counts.total;
+                stats.assigned += counts.assigned;
+                stats.cooling += counts.cooling;
+                stats.quarantined += counts.quarantined;
+                stats.prefixes += u32::from(block.kind() == BlockKind::Prefix);
+                if entry.is_leaving || !eni.serves_pods() {
+                    continue;
+                }
+                match eni.phase {
+                    EniPhase::Ready => stats.free += counts.free(),
+                    EniPhase::Attached | EniPhase::Leaving => stats.setting_up += counts.free(),
                 }
             }
         }
         stats
     }
 
-    pub(super) fn views(&self) -> Vec<EniView> {
-        let mut views: Vec<_> = self
-            .enis
-            .values()
-            .map(|eni| EniView {
-                id: eni.facts.id.clone(),
-                slot: eni.facts.slot,
-                role: eni.facts.role,
-                phase: eni.phase,
-                subnet: eni.facts.subnet.clone(),
-                primary_ip: eni.facts.primary_ip,
-                addresses: eni.addresses.iter().map(|(address, state)| view(*address, state)).collect(),
-            })
-            .collect();
-        views.sort_by_key(|eni| eni.slot);
-        views
-    }
-
     fn states(&self) -> impl Iterator<Item = (Ipv4Addr, &State)> {
-        self.enis.values().flat_map(|eni| eni.addresses.iter().map(|(address, state)| (*address, state)))
+        let blocks = self.enis.values().flat_map(|eni| eni.blocks.values());
+        blocks.flat_map(|block| block.states.iter().map(|(address, state)| (*address, state)))
     }
 }
 
-impl EniEntry {
-    fn has_free(&self) -> bool {
-        self.addresses.values().any(|state| matches!(state, State::Free { .. }))
-    }
-
-    fn holds(&self, address: Ipv4Addr) -> bool {
-        self.addresses.contains_key(&address) || self.is_from_prefix(address)
+fn assignment(eni: &EniEntry, address: Ipv4Addr, is_new: bool) -> Assignment {
+    Assignment {
+        address,
+        eni: Some(eni.facts.id.clone()),
+        slot: eni.facts.slot,
+        table: eni.facts.route_table(),
+        is_new,
     }
 }
 
-fn view(address: Ipv4Addr, state: &State) -> AddressView {
-    let (state, pod) = match state {
-        State::Free { .. } => ("free", None),
-        State::Assigned(allocation) => ("assigned", Some(allocation.pod.clone())),
-        State::Cooling { .. } => ("cooling", None),
-        State::Quarantined(_) => ("quarantined", None),
-        State::Leaving => ("leaving", None),
-    };
-    AddressView { address, state, pod }
+/// Since when a state has been free; only free ones are asked.
+fn free_since(state: &State) -> Option<Instant> {
+    match state {
+        State::Free { since } => Some(*since),
+        _ => None,
+    }
 }
 
 /// Counts on one instance fit: it holds a few thousand addresses at most.

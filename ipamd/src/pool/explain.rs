@@ -1,13 +1,15 @@
-//! Why a pod gets no address, and what was last heard of the steps that failed.
+//! Why a pod gets no address.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use vpc::EniId;
+use vpc::PodKey;
 
-use super::book::{EniPhase, State};
-use super::step::{FailureClass, Step, StepFailure};
+use super::block::BlockKind;
+use super::eni::{EniEntry, EniPhase};
+use super::failures::{Kind, is_for_operators};
+use super::settings::BlockMode;
+use super::step::{FailureClass, Step};
 use super::{Pool, Request, Stats};
 
 /// Why a request was refused; one for one with the wire's reasons.
@@ -17,6 +19,7 @@ pub(crate) enum Reason {
     CoolingDown,
     PoolFilling,
     SubnetExhausted,
+    QuotaExceeded,
     Throttled,
     PermissionDenied,
     Ec2Unavailable,
@@ -40,150 +43,34 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a back-off applies to: one ENI that refuses must not hold up the others.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    AllocateEni,
-    AssignIps(EniId),
-    SetUpEni(EniId),
-    Return(EniId),
-    ReadInventory,
-}
-
-impl Kind {
-    pub(super) fn of(step: &Step) -> Self {
-        match step {
-            Step::AllocateEni { .. } => Self::AllocateEni,
-            Step::AssignIps { eni, .. } => Self::AssignIps(eni.clone()),
-            Step::SetUpEni { eni } => Self::SetUpEni(eni.clone()),
-            Step::UnassignIps { eni, .. } | Step::FreeEni { eni } => Self::Return(eni.clone()),
-            Step::ReadInventory => Self::ReadInventory,
-        }
-    }
-
-    /// Whether success would bring addresses.
-    fn brings_addresses(&self) -> bool {
-        !matches!(self, Self::Return(_))
-    }
-}
-
-#[derive(Debug)]
-struct Failed {
-    failure: StepFailure,
-    /// How often in a row.
-    times: u32,
-    retry_at: Instant,
-    /// How many addresses to ask for next: halved each time the subnet has too few.
-    ask_for: Option<u32>,
-}
-
-/// The last failure of every kind of step that has not succeeded since.
-#[derive(Debug, Default)]
-pub(super) struct LastFailures {
-    by_kind: BTreeMap<Kind, Failed>,
-}
-
-impl LastFailures {
-    pub(super) fn note(&mut self, step: &Step, failure: StepFailure, now: Instant) {
-        let kind = Kind::of(step);
-        let times = self.by_kind.get(&kind).map_or(1, |last| last.times.saturating_add(1));
-        let asked = match step {
-            Step::AllocateEni { ips: count, .. } | Step::AssignIps { count, .. } => *count,
-            _ => 0,
-        };
-        let (times, pause, ask_for) = if failure.class == FailureClass::SubnetExhausted && asked > 1 {
-            // Asking for less is a new question, not a repeated one.
-            (0, Duration::ZERO, Some(asked / 2))
-        } else {
-            (times, pause(&failure, times), None)
-        };
-        self.by_kind.insert(kind, Failed { failure, times, retry_at: now + pause, ask_for });
-    }
-
-    pub(super) fn clear(&mut self, kind: &Kind) {
-        self.by_kind.remove(kind);
-    }
-
-    /// Forgets what concerned an ENI that is gone.
-    pub(super) fn forget_eni(&mut self, eni: &EniId) {
-        self.by_kind.retain(|kind, _| match kind {
-            Kind::AssignIps(id) | Kind::SetUpEni(id) | Kind::Return(id) => id != eni,
-            Kind::AllocateEni | Kind::ReadInventory => true,
-        });
-    }
-
-    pub(super) fn may(&self, kind: &Kind, now: Instant) -> bool {
-        self.by_kind.get(kind).is_none_or(|last| last.retry_at <= now)
-    }
-
-    /// When the kind may be tried again; none if it may be now.
-    pub(super) fn retry_at(&self, kind: &Kind) -> Option<Instant> {
-        self.by_kind.get(kind).map(|last| last.retry_at)
-    }
-
-    /// The largest number of addresses worth asking for.
-    pub(super) fn ask_at_most(&self, kind: &Kind) -> u32 {
-        self.by_kind.get(kind).and_then(|last| last.ask_for).unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn next_retry(&self, now: Instant) -> Option<Instant> {
-        self.by_kind.values().map(|last| last.retry_at).filter(|at| *at > now).min()
-    }
-
-    /// The failure that best explains a missing address: the one that only an operator can mend
-    /// first, then the one that lasts longest.
-    fn gravest(&self) -> Option<&Failed> {
-        self.by_kind
-            .iter()
-            .filter(|(kind, _)| kind.brings_addresses())
-            .map(|(_, last)| last)
-            .max_by_key(|last| (is_for_operators(last.failure.class), last.retry_at))
-    }
-}
-
-fn is_for_operators(class: FailureClass) -> bool {
-    matches!(class, FailureClass::Denied | FailureClass::Credentials)
-}
-
-/// How long to leave a kind of step alone after it failed `times` in a row.
-fn pause(failure: &StepFailure, times: u32) -> Duration {
-    let (first, most) = match failure.class {
-        FailureClass::Denied | FailureClass::Credentials => (10, 120),
-        FailureClass::SubnetExhausted => (30, 120),
-        FailureClass::Throttled
-        | FailureClass::Unavailable
-        | FailureClass::Host
-        | FailureClass::NotDurable
-        | FailureClass::AnswerLost
-        | FailureClass::LimitReached
-        | FailureClass::NotFound
-        | FailureClass::Other => (1, 30),
-    };
-    let doubled = Duration::from_secs(first << times.saturating_sub(1).min(10));
-    failure.retry_after.unwrap_or_default().max(doubled.min(Duration::from_secs(most)))
-}
-
 impl Pool {
     /// Why a request with `ahead` pods before it cannot be served in time; none if it may be.
     pub(super) fn refusal(&self, ahead: u32, request: &Request, now: Instant) -> Option<Refusal> {
-        if self.supply(request, now) > ahead { None } else { Some(self.explain(now)) }
+        if self.supply(request) > ahead { None } else { Some(self.explain(now)) }
     }
 
     /// The addresses that may become free in time for a request, beyond those in pods' hands.
-    fn supply(&self, request: &Request, now: Instant) -> u32 {
+    fn supply(&self, request: &Request) -> u32 {
         let deadline = request.deadline;
-        if self.is_reading_inventory()
-            || (self.needs_inventory && self.failures.may(&Kind::ReadInventory, now))
-        {
+        let looks = self.is_unclear || self.is_reading_unclear;
+        if looks && (self.running.has(&Step::ReadInventory) || self.may_look_by(deadline)) {
             // What EC2 says next may change everything.
             return u32::MAX;
         }
         let stats = self.book.stats();
-        let coming = self.running.ips_coming();
-        let set_up = self.set_up_by(deadline);
-        [self.book.cooled_by(request.latest), coming, set_up, self.room(deadline)]
-            .into_iter()
-            .fold(stats.free, u32::saturating_add)
+        let sources = [
+            self.book.cooled_by(request.latest),
+            self.addresses_coming(),
+            self.set_up_by(deadline),
+            self.room(deadline),
+        ];
+        sources.into_iter().fold(stats.free, u32::saturating_add)
+    }
+
+    fn may_look_by(&self, deadline: Instant) -> bool {
+        self.failures
+            .get(&Kind::ReadInventory)
+            .is_none_or(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class))
     }
 
     /// The free addresses on ENIs whose set-up is under way or due by `deadline`.
@@ -192,12 +79,7 @@ impl Pool {
             let retry_at = self.failures.retry_at(&Kind::SetUpEni(eni.facts.id.clone()));
             eni.phase == EniPhase::Attached && eni.serves_pods() && retry_at.is_none_or(|at| at <= deadline)
         });
-        due.map(|eni| {
-            super::book::to_u32(
-                eni.addresses.values().filter(|state| matches!(state, State::Free { .. })).count(),
-            )
-        })
-        .sum()
+        due.map(|eni| eni.counts().free()).sum()
     }
 
     /// The addresses that EC2 could still add by `deadline`, beyond the steps under way.
@@ -207,21 +89,51 @@ impl Pool {
         }
         let is_open = |kind: &Kind| {
             self.failures
-                .by_kind
                 .get(kind)
                 .is_none_or(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class))
         };
-        let limit = self.settings.ips_per_eni;
+        // What one slot in a subnet can bring.
+        let size = |subnet: &vpc::SubnetId| {
+            let has = |kind| is_open(&Kind::Subnet(subnet.clone(), kind));
+            match self.settings.mode {
+                BlockMode::Prefixes if has(BlockKind::Prefix) => BlockKind::Prefix.size(),
+                _ => u32::from(has(BlockKind::Ip)),
+            }
+        };
         let mut room = 0_u32;
-        for eni in self.book.enis.values().filter(|eni| eni.is_growable()) {
-            if is_open(&Kind::AssignIps(eni.facts.id.clone())) && !self.running.touches(&eni.facts.id) {
-                room = room.saturating_add(limit.saturating_sub(eni.slots_used()));
+        for eni in self.book.enis.values().filter(|eni| self.is_growable(eni)) {
+            let EniEntry { facts, .. } = eni;
+            if is_open(&Kind::Assign(facts.id.clone())) && !self.running.touches(&facts.id) {
+                let vacant = super::book::to_u32(self.obsolete_blocks(&facts.id).len());
+                let slots = self.slots_free(eni).saturating_add(vacant);
+                room = room.saturating_add(slots.saturating_mul(size(&facts.subnet)));
             }
         }
         if is_open(&Kind::AllocateEni) {
-            room = room.saturating_add(self.eni_room().saturating_mul(limit));
+            // Before the subnets were read any of them may take ENIs.
+            let size = match self.subnets_for_new_enis() {
+                subnets if !subnets.is_empty() || self.subnets.were_read() => {
+                    subnets.iter().map(size).max().unwrap_or(0)
+                }
+                _ => self.settings.mode.kind().size(),
+            };
+            let per_eni = self.settings.slots_per_eni.saturating_mul(size);
+            room = room.saturating_add(self.eni_room().saturating_mul(per_eni));
         }
         room
+    }
+
+    /// What a pod is told whose address is known, but not the ENI that carries it.
+    pub(super) fn unseen(&self, key: &PodKey) -> Option<Refusal> {
+        let address = self.book.address_of(key).filter(|_| self.book.is_pinned(key))?;
+        let last = self.failures.get(&Kind::ReadInventory);
+        let why = last.map_or_else(
+            || "EC2 shows it on no ENI of this node; look there whether somebody detached one".to_owned(),
+            |last| last.failure.message.clone(),
+        );
+        let reason = last.map_or(Reason::Ec2Unavailable, |last| advice(last.failure.class).0);
+        let message = format!("the pod has {address}, but which ENI carries it is not known: {why}");
+        Some(Refusal { reason, message, retry_after: Some(Duration::from_secs(5)) })
     }
 
     /// The refusal of a request whose time is up.
@@ -250,7 +162,7 @@ impl Pool {
     /// Says why there is no address, with the figures and what an operator can do.
     fn explain(&self, now: Instant) -> Refusal {
         let stats = self.book.stats();
-        let cooled_in = self.book.next_cooled().map(|until| until.saturating_duration_since(now));
+        let cooled_in = self.book.next_useful_cooled().map(|until| until.saturating_duration_since(now));
         if let Some(last) = self.failures.gravest() {
             let (reason, advice) = advice(last.failure.class);
             return Refusal {
@@ -272,9 +184,9 @@ impl Pool {
                 ),
                 retry_after: Some(cooled_in.max(Duration::from_secs(1))),
             };
-        } else if stats.quarantined > 0 && stats.assigned < self.capacity() {
+        } else if stats.quarantined > 0 && stats.assigned < self.settings.capacity() {
             (Reason::Quarantined, "see the daemon's log for the addresses that are held back and why")
-        } else if !self.settings.may_provision && stats.total < self.capacity() {
+        } else if !self.settings.may_provision && stats.total < self.settings.capacity() {
             (
                 Reason::ProvisioningOff,
                 "provisioning is off, so somebody else must assign addresses to this node's ENIs",
@@ -294,11 +206,6 @@ impl Pool {
         }
     }
 
-    /// The addresses that the node can hold at most.
-    fn capacity(&self) -> u32 {
-        self.settings.eni_limit.saturating_mul(self.settings.ips_per_eni)
-    }
-
     fn figures(&self) -> String {
         let Stats { enis, assigned, cooling, quarantined, free, setting_up, .. } = self.book.stats();
         let mut figures = format!("{assigned} assigned, {cooling} cooling");
@@ -313,10 +220,14 @@ impl Pool {
             false => format!("{} takes", settings.instance_type),
         };
         format!(
-            "{figures} on {enis} ENIs, and {who} {} ENIs with {} addresses each, {} in all",
+            "{figures} on {enis} ENIs, and {who} {} ENIs with {} {} each, {} addresses in all",
             settings.eni_limit,
-            settings.ips_per_eni,
-            self.capacity()
+            settings.slots_per_eni,
+            match settings.mode {
+                BlockMode::SecondaryIps => "addresses",
+                BlockMode::Prefixes => "prefixes",
+            },
+            settings.capacity()
         )
     }
 }
@@ -329,7 +240,10 @@ fn advice(class: FailureClass) -> (Reason, Option<&'static str>) {
             (Reason::Throttled, "EC2 throttles this account; the daemon keeps asking, more slowly")
         }
         FailureClass::Denied | FailureClass::Credentials => return (Reason::PermissionDenied, None),
-        FailureClass::SubnetExhausted => (
+        FailureClass::Quota => {
+            (Reason::QuotaExceeded, "have the account's quota of network interfaces raised in this region")
+        }
+        FailureClass::SubnetExhausted | FailureClass::NoFreePrefix => (
             Reason::SubnetExhausted,
             "free addresses in the subnet, or tag a further subnet of this zone with kubernetes.io/role/cni=1",
         ),

@@ -10,15 +10,22 @@
 //! - [`Pool::restore`], [`Pool::observe`] and [`Pool::witness`] take in the three witnesses: the
 //!   state file, EC2 and the kernel.
 
+mod block;
 mod book;
+mod eni;
 mod explain;
+mod failures;
+mod grow;
 mod plan;
 mod restore;
 mod settings;
 mod shrink;
 mod step;
+mod subnets;
+mod targets;
 #[cfg(test)]
 mod tests;
+mod view;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -27,16 +34,20 @@ use std::time::Instant;
 
 use vpc::{EniId, EniSlot, PodKey, PodName, RouteTable};
 
-pub(crate) use book::{AddressView, EniView, QuarantineReason};
+pub(crate) use block::{Block, BlockKind, Blocks};
+pub(crate) use eni::QuarantineReason;
 pub(crate) use explain::{Reason, Refusal};
 pub(crate) use restore::{Journal, KernelView, RestoreNote};
-pub(crate) use settings::{Settings, WarmTargets};
+pub(crate) use settings::{BlockMode, CustomNetwork, Settings, WarmTargets};
 pub(crate) use step::{FailureClass, Outcome, Step, StepFailure, StepId};
+pub(crate) use subnets::Subnet;
+pub(crate) use view::{AddressView, EniView};
 pub(crate) use wait::WaiterId;
 
 use book::Book;
-use explain::LastFailures;
+use failures::LastFailures;
 use step::Running;
+use subnets::Subnets;
 use wait::Waiters;
 
 /// An address in a pod's hands, as the state file records it.
@@ -109,8 +120,10 @@ pub(crate) struct Stats {
     pub(crate) quarantined: u32,
     /// Ready for a pod now.
     pub(crate) free: u32,
-    /// On ENIs that the host has not set up yet.
+    /// Free on ENIs that the host has not set up yet.
     pub(crate) setting_up: u32,
+    /// Prefixes held.
+    pub(crate) prefixes: u32,
     /// Pods that wait for an address.
     pub(crate) waiting: u32,
 }
@@ -123,24 +136,55 @@ pub(crate) struct Pool {
     waiters: Waiters,
     running: Running,
     failures: LastFailures,
+    subnets: Subnets,
+    /// Where new ENIs go with custom networking.
+    custom: Option<CustomNetwork>,
+    /// The node is to run no new pods; nothing is kept warm for them.
+    is_cordoned: bool,
     /// Since when the node has held more than it wants; shrinking waits for this to last.
     surplus_since: Option<Instant>,
     /// A mutating call ended without a clear answer; EC2 is read before anything else is asked.
-    needs_inventory: bool,
+    is_unclear: bool,
+    /// EC2 is being read for that reason.
+    is_reading_unclear: bool,
+    /// EC2 is to be read, but nothing waits for it.
+    is_look_due: bool,
+    /// The subnets are to be read.
+    wants_subnets: bool,
+    /// Pods of the state file that the kernel does not show yet, each with the time until which
+    /// their ADD may still be under way.
+    in_flight: BTreeMap<PodKey, Instant>,
 }
 
 impl Pool {
     /// An empty pool; [`Pool::observe`] and then [`Pool::restore`] fill it.
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
+            wants_subnets: settings.reads_subnets,
             settings,
             book: Book::default(),
             waiters: Waiters::default(),
             running: Running::default(),
             failures: LastFailures::default(),
+            subnets: Subnets::default(),
+            custom: None,
+            is_cordoned: false,
             surplus_since: None,
-            needs_inventory: false,
+            is_unclear: false,
+            is_reading_unclear: false,
+            is_look_due: false,
+            in_flight: BTreeMap::new(),
         }
+    }
+
+    /// Says whether the node is to run no new pods. Pods that come all the same get addresses.
+    pub(crate) fn set_cordoned(&mut self, is_cordoned: bool) {
+        self.is_cordoned = is_cordoned;
+    }
+
+    /// Says where new ENIs go from now on; none for the subnets that their tags offer.
+    pub(crate) fn set_custom_network(&mut self, custom: Option<CustomNetwork>) {
+        self.custom = custom;
     }
 
     /// An address for a pod: the one its key already holds, a free one, a place in the queue,
@@ -148,15 +192,18 @@ impl Pool {
     pub(crate) fn request(&mut self, request: Request, now: Instant) -> Answer {
         self.book.expire_cooling(now);
         if let Some(assignment) = self.book.assignment_of(&request.key) {
+            // The runtime repeats an ADD that got no answer: this one may be under way as long.
+            self.in_flight.remove(&request.key);
             return Answer::Assigned(assignment);
         }
         if self.book.is_pinned(&request.key) {
             // The pod has an address, but which ENI carries it only EC2 can tell.
-            self.needs_inventory = true;
+            self.is_unclear = true;
             return Answer::Parked(self.waiters.park(request));
         }
+        let kind = self.settings.mode.kind();
         if self.waiters.is_empty()
-            && let Some(assignment) = self.book.assign(&request)
+            && let Some(assignment) = self.book.assign(&request, kind)
         {
             return Answer::Assigned(assignment);
         }
@@ -172,16 +219,17 @@ impl Pool {
     /// To be called after anything that changed the pool and when [`Pool::next_wake`] is due.
     pub(crate) fn settle(&mut self, now: Instant) -> Vec<(WaiterId, Result<Assignment, Refusal>)> {
         self.book.expire_cooling(now);
+        let kind = self.settings.mode.kind();
         let mut answers = Vec::new();
         let mut ahead = 0;
         for (id, request) in self.waiters.in_order() {
             if let Some(assignment) =
-                self.book.assignment_of(&request.key).or_else(|| self.book.assign(&request))
+                self.book.assignment_of(&request.key).or_else(|| self.book.assign(&request, kind))
             {
                 self.waiters.remove(id);
                 answers.push((id, Ok(assignment)));
             } else if now >= request.deadline && self.book.cooled_by(request.latest) <= ahead {
-                let refusal = self.timed_out(now);
+                let refusal = self.unseen(&request.key).unwrap_or_else(|| self.timed_out(now));
                 self.waiters.remove(id);
                 answers.push((id, Err(refusal)));
             } else if self.book.is_pinned(&request.key) {
@@ -207,6 +255,7 @@ impl Pool {
     /// [`UnknownPod`] if the key holds nothing. A waiting request of that key is dropped too.
     pub(crate) fn release(&mut self, key: &PodKey, now: Instant) -> Result<Released, UnknownPod> {
         self.waiters.remove_key(key);
+        self.in_flight.remove(key);
         self.book.release(key, now + self.settings.cooldown).ok_or(UnknownPod)
     }
 
@@ -240,11 +289,6 @@ impl Pool {
         Stats { waiting: self.waiters.len(), ..self.book.stats() }
     }
 
-    /// Every ENI with its addresses, for introspection and logs.
-    pub(crate) fn enis(&self) -> Vec<EniView> {
-        self.book.views()
-    }
-
     /// When [`Pool::settle`] and [`Pool::plan`] next have something to do without any other
     /// event: a deadline, the end of a cooldown or a back-off, the end of the shrink delay.
     pub(crate) fn next_wake(&self, now: Instant) -> Option<Instant> {
@@ -253,7 +297,7 @@ impl Pool {
             self.waiters.next_deadline(now),
             self.book.next_cooled(),
             self.failures.next_retry(now),
-            surplus.map(|due| due.max(self.book.next_removable(now))),
+            surplus.map(|due| due.max(self.next_removable(now))),
         ]
         .into_iter()
         .flatten()

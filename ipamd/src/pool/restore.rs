@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vpc::{PodKey, PodName, veth_suffix};
 
-use super::book::{QuarantineReason, State};
+use super::eni::{QuarantineReason, State};
 use super::{Allocation, Pool};
+
+/// How long the ADD of a recorded pod may be under way: a plugin gives up after 35 s.
+const ADD_TAKES: Duration = Duration::from_secs(35);
 
 /// What the state files remember.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +19,8 @@ pub(crate) struct Journal {
     pub(crate) allocations: Vec<Allocation>,
     pub(crate) cooling: Vec<(Ipv4Addr, Instant)>,
     pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    /// What the wall clock showed when this was read, in nanoseconds since 1970.
+    pub(crate) read_unix_ns: i64,
 }
 
 /// What the kernel says about addresses and pods.
@@ -49,6 +54,9 @@ pub(crate) enum RestoreNote {
     Freed { address: Ipv4Addr, pod: PodName },
     /// EC2 has not shown the address, so it stays its pod's and nobody else's.
     Pinned { address: Ipv4Addr, pod: PodName },
+    /// The kernel does not show the pod yet; it was assigned its address just before the daemon
+    /// ended, so its ADD may be under way.
+    InFlight { address: Ipv4Addr, pod: PodName },
     /// The address is held back.
     Quarantined { address: Ipv4Addr, reason: QuarantineReason },
     /// The record contradicts another one and was set aside.
@@ -65,6 +73,9 @@ impl fmt::Display for RestoreNote {
             Self::Freed { address, pod } => write!(f, "{address} of {pod} is free: the pod has gone"),
             Self::Pinned { address, pod } => {
                 write!(f, "{address} stays with {pod}, although EC2 shows it on no ENI of this node")
+            }
+            Self::InFlight { address, pod } => {
+                write!(f, "{address} stays with {pod} for now: its ADD may be under way")
             }
             Self::Quarantined { address, reason } => write!(f, "{address} is held back: {reason}"),
             Self::Contested { address, key } => {
@@ -98,17 +109,13 @@ impl Pool {
             (std::cmp::Reverse(is_supported), std::cmp::Reverse(allocation.assigned_unix_ns))
         });
         for allocation in allocations {
-            self.restore_one(allocation, kernel, now, &mut notes);
+            self.restore_one(allocation, journal.read_unix_ns, kernel, now, &mut notes);
         }
         for (address, until) in journal.cooling {
-            if let Some(state @ State::Free { .. }) = self.book.state_mut(address) {
-                *state = State::Cooling { until };
-            }
+            self.book.rest(address, until);
         }
         for (address, reason) in journal.quarantined {
-            if let Some(state @ (State::Free { .. } | State::Cooling { .. })) = self.book.state_mut(address) {
-                *state = State::Quarantined(reason);
-            }
+            self.book.hold_back(address, reason);
         }
         notes.extend(self.witness(kernel, now));
         notes
@@ -117,6 +124,7 @@ impl Pool {
     fn restore_one(
         &mut self,
         allocation: Allocation,
+        read_unix_ns: i64,
         kernel: &KernelView,
         now: Instant,
         notes: &mut Vec<RestoreNote>,
@@ -127,49 +135,67 @@ impl Pool {
             self.book.address_of(&allocation.key).is_some() || self.book.holder(address).is_some();
         if is_contested {
             notes.push(RestoreNote::Contested { address, key: allocation.key });
-            if self.book.holder(address).is_none()
-                && let Some(state) = self.book.state_mut(address)
-            {
-                *state = State::Quarantined(QuarantineReason::ContestedRecord);
-            }
-        } else if !kernel.uses(address) && !kernel.has_link_of(&pod) {
-            notes.push(RestoreNote::Freed { address, pod });
-            if let Some(state) = self.book.state_mut(address) {
-                *state = State::Cooling { until: now + self.settings.cooldown };
-            }
-        } else {
-            if self.book.eni_of(address).is_none() {
-                notes.push(RestoreNote::Pinned { address, pod });
-            }
-            self.book.give_back(allocation);
+            self.book.hold_back(address, QuarantineReason::ContestedRecord);
+            return;
         }
+        if !is_seen(&allocation, kernel) {
+            let Some(left) = time_left(allocation.assigned_unix_ns, read_unix_ns) else {
+                notes.push(RestoreNote::Freed { address, pod });
+                self.book.rest(address, now + self.settings.cooldown);
+                return;
+            };
+            notes.push(RestoreNote::InFlight { address, pod: pod.clone() });
+            self.in_flight.insert(allocation.key.clone(), now + left);
+        }
+        if self.book.eni_of(address).is_none() {
+            notes.push(RestoreNote::Pinned { address, pod });
+        }
+        self.book.give_back(allocation);
     }
 
     /// Takes in a later look at the kernel. An address that is free in the book but in use in
     /// the kernel is held back; one that was held back and is no longer in use rests and is
     /// free again. Rules without a link behind them are named for removal.
     pub(crate) fn witness(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
+        let mut notes = self.judge_in_flight(kernel, now);
+        self.book.kernel_uses = kernel.routed.union(&kernel.ruled).copied().collect();
+        for &address in &self.book.kernel_uses.clone() {
+            let Some(block) = self.book.block_mut(address) else { continue };
+            let is_routed = kernel.routed.contains(&address);
+            let is_news = block.is_free(address);
+            if is_news {
+                block.states.insert(address, State::Quarantined(QuarantineReason::KernelOnly));
+            }
+            let is_held_back = matches!(block.states.get(&address), Some(State::Quarantined(_)));
+            if is_held_back && !is_routed {
+                notes.push(RestoreNote::StaleRule { address });
+            } else if is_news {
+                notes.push(RestoreNote::Quarantined { address, reason: QuarantineReason::KernelOnly });
+            }
+        }
+        let rested = now + self.settings.cooldown;
+        for block in self.book.blocks_mut() {
+            for (&address, state) in &mut block.states {
+                if matches!(state, State::Quarantined(_)) && !kernel.uses(address) {
+                    *state = State::Cooling { until: rested };
+                    notes.push(RestoreNote::Cleared { address });
+                }
+            }
+        }
+        notes
+    }
+
+    /// Ends the doubt about pods whose ADD may have been under way when the daemon started.
+    fn judge_in_flight(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
         let mut notes = Vec::new();
-        for eni in self.book.enis.values_mut().filter(|eni| eni.facts.is_managed) {
-            for (&address, state) in &mut eni.addresses {
-                match state {
-                    State::Free { .. } if kernel.routed.contains(&address) => {
-                        *state = State::Quarantined(QuarantineReason::KernelOnly);
-                        notes
-                            .push(RestoreNote::Quarantined { address, reason: QuarantineReason::KernelOnly });
-                    }
-                    State::Free { .. } if kernel.ruled.contains(&address) => {
-                        *state = State::Quarantined(QuarantineReason::KernelOnly);
-                        notes.push(RestoreNote::StaleRule { address });
-                    }
-                    State::Quarantined(_) if !kernel.uses(address) => {
-                        *state = State::Cooling { until: now + self.settings.cooldown };
-                        notes.push(RestoreNote::Cleared { address });
-                    }
-                    State::Quarantined(_) if !kernel.routed.contains(&address) => {
-                        notes.push(RestoreNote::StaleRule { address });
-                    }
-                    _ => {}
+        for allocation in self.book.allocations() {
+            let Some(until) = self.in_flight.get(&allocation.key).copied() else { continue };
+            if is_seen(&allocation, kernel) {
+                self.in_flight.remove(&allocation.key);
+            } else if until <= now {
+                let Allocation { key, pod, address, .. } = allocation;
+                if self.release(&key, now).is_ok() {
+                    notes.push(RestoreNote::Freed { address, pod });
                 }
             }
         }
@@ -180,9 +206,21 @@ impl Pool {
     pub(crate) fn quarantine(&mut self, key: &PodKey, reason: QuarantineReason, now: Instant) {
         if let Some(address) = self.book.address_of(key)
             && self.book.release(key, now).is_some()
-            && let Some(state) = self.book.state_mut(address)
         {
-            *state = State::Quarantined(reason);
+            self.book.hold_back(address, reason);
         }
     }
+}
+
+/// Whether anything in the kernel speaks for the recorded pod.
+fn is_seen(allocation: &Allocation, kernel: &KernelView) -> bool {
+    kernel.uses(allocation.address) || kernel.has_link_of(&allocation.pod)
+}
+
+/// How much longer the ADD of a pod may be under way that was assigned its address at one time
+/// of the wall clock and read at another; none if it cannot be. A clock that was set back makes
+/// it wait anew.
+fn time_left(assigned_unix_ns: i64, read_unix_ns: i64) -> Option<Duration> {
+    let age = Duration::from_nanos(u64::try_from(read_unix_ns.saturating_sub(assigned_unix_ns)).unwrap_or(0));
+    ADD_TAKES.checked_sub(age).filter(|left| !left.is_zero())
 }

@@ -10,8 +10,7 @@ use vpc::{Eni, EniKind, EniRole, EniSlot};
 use super::*;
 use crate::checkpoint::StateFile;
 use crate::durable::{self, WriteError};
-use crate::pool::{KernelView, Released, Stats};
-use crate::pool::{Settings, WarmTargets};
+use crate::pool::{Block, BlockMode, KernelView, Released, Settings, Stats, WarmTargets};
 use crate::sidecar::Sidecar;
 
 /// A disk that begins a write, says so, and waits to be told how it ends.
@@ -65,15 +64,19 @@ impl World {
     /// A node whose primary ENI has `ips` addresses of the nine that it can hold.
     fn new(ips: u8, may_provision: bool) -> Self {
         let settings = Settings {
-            targets: WarmTargets { warm_eni: 0, warm_ip: 0, minimum_ip: 0 },
+            targets: WarmTargets { warm_eni: 0, warm_ip: 0, minimum_ip: 0, warm_prefix: 1 },
+            mode: BlockMode::SecondaryIps,
             instance_type: "m5.large".to_owned(),
             eni_limit: 1,
             is_eni_limit_configured: false,
-            ips_per_eni: 9,
+            reserves_trunk: false,
+            slots_per_eni: 9,
             max_pods: 29,
             cooldown: Duration::from_secs(30),
             shrink_delay: Duration::from_secs(180),
             may_provision,
+            reads_subnets: false,
+            grows_while_cordoned: false,
         };
         let mut pool = Pool::new(settings);
         pool.observe(vec![primary(ips)], Instant::now());
@@ -263,15 +266,19 @@ async fn a_repeated_del_waits_for_the_write_of_the_first() {
     assert!(second.await.unwrap().is_ok());
 }
 
+fn assigned(last: std::ops::Range<u8>) -> Outcome {
+    Outcome::Assigned(last.map(|last| Block::Ip(Ipv4Addr::new(10, 0, 1, last))).collect())
+}
+
 #[tokio::test]
 async fn a_pod_that_waits_is_answered_when_its_step_brings_an_address() {
     let mut world = World::new(0, true);
     let add = world.add("a");
 
     let (step, end) = world.steps.recv().await.unwrap();
-    assert!(matches!(step, Step::AssignIps { .. }), "{step}");
+    assert!(matches!(step, Step::Assign { .. }), "{step}");
     let address = Ipv4Addr::new(10, 0, 1, 50);
-    end.send(Outcome::IpsAssigned((50..59).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect())).unwrap();
+    end.send(assigned(50..59)).unwrap();
     world.write_begins().await;
     world.end_write(true);
 
@@ -287,7 +294,7 @@ async fn a_caller_that_goes_away_while_waiting_leaves_no_assignment() {
 
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
-    end.send(Outcome::IpsAssigned((50..59).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect())).unwrap();
+    end.send(assigned(50..59)).unwrap();
 
     world.until(|stats| stats.free == 9 && stats.waiting == 0).await;
 }
@@ -304,7 +311,7 @@ async fn an_end_refuses_who_waits_and_lets_steps_finish() {
     assert_eq!(waits.await.unwrap(), Err(AddError::ShuttingDown));
     assert!(!drain.is_finished());
     assert_eq!(world.add("b").await.unwrap(), Err(AddError::ShuttingDown));
-    end.send(Outcome::IpsAssigned(vec![Ipv4Addr::new(10, 0, 1, 50)])).unwrap();
+    end.send(assigned(50..51)).unwrap();
 
     drain.await.unwrap();
 }

@@ -79,6 +79,7 @@ fn reason(reason: Reason) -> RefusalReason {
         Reason::CoolingDown => RefusalReason::CoolingDown,
         Reason::PoolFilling => RefusalReason::PoolFilling,
         Reason::SubnetExhausted => RefusalReason::SubnetExhausted,
+        Reason::QuotaExceeded => RefusalReason::QuotaExceeded,
         Reason::Throttled => RefusalReason::Throttled,
         Reason::PermissionDenied => RefusalReason::PermissionDenied,
         Reason::Ec2Unavailable => RefusalReason::Ec2Unavailable,

@@ -62,7 +62,7 @@ fn a_fresh_address_goes_before_one_that_a_pod_had() {
 
 #[test]
 fn an_unknown_pod_is_told_so_in_the_words_that_every_plugin_knows() {
-    let mut world = World::fresh(settings(1, 9));
+    let mut world = World::bare(settings(1, 9));
 
     let error = world.pool.release(&key("nobody"), world.now).unwrap_err();
 

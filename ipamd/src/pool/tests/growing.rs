@@ -5,7 +5,7 @@ use super::world::*;
 
 /// Runs a node to rest with `pods` pods, and says how many addresses each ENI holds.
 fn settled(settings: Settings, pods: usize) -> Vec<usize> {
-    let mut world = World::fresh(settings);
+    let mut world = World::bare(settings);
     world.run();
     for pod in 0..pods {
         let _ = world.add(&format!("pod-{pod}"));
@@ -90,7 +90,7 @@ fn no_warm_address_is_kept_beyond_the_pods_that_the_kubelet_may_start() {
 
 #[test]
 fn a_cooling_address_does_not_count_as_free() {
-    let mut world = World::fresh(settings(3, 3));
+    let mut world = World::bare(settings(3, 3));
     world.run();
     world.added("a");
     world.run();
@@ -109,7 +109,7 @@ fn a_cooling_address_does_not_count_as_free() {
 
 #[test]
 fn a_burst_of_pods_is_planned_for_at_once_and_on_slots_of_their_own() {
-    let mut world = World::fresh(settings(4, 9));
+    let mut world = World::bare(settings(4, 9));
     for pod in 0..20 {
         let _ = world.add(&format!("pod-{pod}"));
     }
@@ -119,10 +119,10 @@ fn a_burst_of_pods_is_planned_for_at_once_and_on_slots_of_their_own() {
     assert_eq!(
         steps,
         [
-            Step::AssignIps { eni: eni_id(0), count: 9 },
-            Step::AllocateEni { slot: EniSlot::new(0, 1), ips: 9 },
-            Step::AllocateEni { slot: EniSlot::new(0, 2), ips: 9 },
-            Step::AllocateEni { slot: EniSlot::new(0, 3), ips: 9 },
+            Step::Assign { eni: eni_id(0), blocks: Blocks::Ips(9) },
+            allocate(1, Blocks::Ips(9)),
+            allocate(2, Blocks::Ips(9)),
+            allocate(3, Blocks::Ips(9)),
         ]
     );
     assert!(world.steps().is_empty(), "what is under way is counted");
@@ -134,24 +134,24 @@ fn prefixes_on_an_eni_take_slots_from_single_addresses() {
     primary.prefixes = vec!["10.0.2.0/28".parse().unwrap(), "10.0.2.16/28".parse().unwrap()];
     let mut world = World::new(settings(1, 9), vec![primary]);
 
-    assert_eq!(world.steps(), [Step::AssignIps { eni: eni_id(0), count: 6 }]);
+    assert_eq!(world.steps(), [Step::Assign { eni: eni_id(0), blocks: Blocks::Ips(6) }]);
 }
 
 #[test]
 fn a_subnet_that_is_nearly_empty_is_asked_for_less_and_less() {
-    let mut world = World::fresh(settings(1, 9));
+    let mut world = World::bare(settings(1, 9));
     let mut asked = Vec::new();
     for _ in 0..4 {
         let (id, step) = world.plan().remove(0);
-        let Step::AssignIps { count, .. } = step else { panic!("{step:?}") };
-        asked.push(count);
+        let Step::Assign { blocks, .. } = step else { panic!("{step:?}") };
+        asked.push(blocks.count());
         world.finish(id, failure(FailureClass::SubnetExhausted));
     }
 
     assert_eq!(asked, [9, 4, 2, 1]);
     assert!(world.steps().is_empty(), "then it is left alone for a while");
     world.pass(31 * SECOND);
-    assert!(matches!(world.steps()[..], [Step::AssignIps { .. }]));
+    assert!(matches!(world.steps()[..], [Step::Assign { .. }]));
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_failed_step_is_tried_again_after_a_pause_that_grows() {
 
 #[test]
 fn when_an_answer_is_lost_ec2_is_read_before_anything_else_is_asked() {
-    let mut world = World::fresh(settings(2, 3));
+    let mut world = World::bare(settings(2, 3));
     let (id, _) = world.plan().remove(0);
     world.finish(id, failure(FailureClass::AnswerLost));
 

@@ -24,7 +24,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         3 => (0..12_u8).prop_map(Action::Del),
         2 => (0..400_u16).prop_map(Action::Pass),
         4 => (0..4_usize).prop_map(Action::Succeed),
-        1 => ((0..4_usize), (0..5_u8)).prop_map(|(step, class)| Action::Fail(step, class)),
+        1 => ((0..4_usize), (0..6_u8)).prop_map(|(step, class)| Action::Fail(step, class)),
         1 => Just(Action::Look),
     ];
     proptest::collection::vec(action, 1..120)
@@ -46,7 +46,7 @@ impl Truth {
             self.pods.iter().find(|(holder, address)| **holder != pod && **address == assignment.address);
         assert!(other.is_none(), "{} given to {pod} although {other:?} has it", assignment.address);
         assert!(
-            self.ec2.values().any(|eni| eni.secondary_ips.contains(&assignment.address)),
+            self.ec2.values().any(|eni| holds(eni, assignment.address)),
             "{} is on no ENI",
             assignment.address
         );
@@ -77,23 +77,25 @@ impl Truth {
             (Outcome::EniAllocated(eni), _) => {
                 self.ec2.insert(eni.id.clone(), eni.clone());
             }
-            (Outcome::IpsAssigned(ips), Step::AssignIps { eni, .. }) => {
-                self.ec2.get_mut(eni).unwrap().secondary_ips.extend(ips);
+            (Outcome::Assigned(blocks), Step::Assign { eni, .. }) => {
+                let eni = self.ec2.get_mut(eni).unwrap();
+                for block in blocks {
+                    match block {
+                        Block::Ip(ip) => eni.secondary_ips.push(*ip),
+                        Block::Prefix(prefix) => eni.prefixes.push(*prefix),
+                    }
+                }
             }
-            (Outcome::IpsUnassigned, Step::UnassignIps { eni, addresses }) => {
-                let held = &self.pods;
-                assert!(
-                    !addresses.iter().any(|ip| held.values().any(|pod| pod == ip)),
-                    "a live pod's address went"
-                );
-                self.ec2.get_mut(eni).unwrap().secondary_ips.retain(|ip| !addresses.contains(ip));
+            (Outcome::Unassigned, Step::Unassign { eni, blocks }) => {
+                let gone: Vec<_> = blocks.iter().flat_map(|block| block.addresses()).collect();
+                assert!(!self.pods.values().any(|pod| gone.contains(pod)), "a live pod's address went");
+                let eni = self.ec2.get_mut(eni).unwrap();
+                eni.secondary_ips.retain(|ip| !blocks.contains(&Block::Ip(*ip)));
+                eni.prefixes.retain(|prefix| !blocks.contains(&Block::Prefix(*prefix)));
             }
             (Outcome::EniFreed, Step::FreeEni { eni }) => {
                 let gone = self.ec2.remove(eni).unwrap();
-                assert!(
-                    !self.pods.values().any(|pod| gone.secondary_ips.contains(pod)),
-                    "a live pod's ENI went"
-                );
+                assert!(!self.pods.values().any(|pod| holds(&gone, *pod)), "a live pod's ENI went");
             }
             _ => {}
         }
@@ -111,17 +113,22 @@ impl Truth {
             );
         }
         assert!(self.ec2.len() <= self.limits.0);
-        assert!(self.ec2.values().all(|eni| eni.secondary_ips.len() <= self.limits.1));
+        assert!(self.ec2.values().all(|eni| eni.secondary_ips.len() + eni.prefixes.len() <= self.limits.1));
     }
 }
 
-fn play(actions: Vec<Action>, targets: WarmTargets) {
+fn holds(eni: &vpc::Eni, address: Ipv4Addr) -> bool {
+    eni.secondary_ips.contains(&address) || eni.prefixes.iter().any(|prefix| prefix.contains(address.into()))
+}
+
+fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) {
     let mut chosen = settings(3, 4);
     chosen.targets = targets;
+    chosen.mode = mode;
     let primary = eni(0, &[]);
     let mut truth = Truth {
         ec2: [(primary.id.clone(), primary)].into(),
-        world: World::fresh(chosen),
+        world: World::bare(chosen),
         pods: BTreeMap::new(),
         released: BTreeMap::new(),
         limits: (3, 4),
@@ -159,6 +166,7 @@ fn play(actions: Vec<Action>, targets: WarmTargets) {
                     0 => FailureClass::Throttled,
                     1 => FailureClass::SubnetExhausted,
                     2 => FailureClass::Unavailable,
+                    5 => FailureClass::NoFreePrefix,
                     3 => {
                         // The work is done, but nobody says so.
                         truth.perform(&step);
@@ -198,13 +206,31 @@ proptest! {
 
     #[test]
     fn no_address_has_two_pods_while_whole_enis_are_kept_warm(actions in actions(), warm_eni in 0..3_u32) {
-        play(actions, WarmTargets { warm_eni, warm_ip: 0, minimum_ip: 0 });
+        let targets = WarmTargets { warm_eni, warm_ip: 0, minimum_ip: 0, warm_prefix: 1 };
+        play(actions, BlockMode::SecondaryIps, targets);
     }
 
     #[test]
     fn no_address_has_two_pods_while_single_addresses_are_kept_warm(
         actions in actions(), warm_ip in 0..5_u32, minimum_ip in 1..7_u32,
     ) {
-        play(actions, WarmTargets { warm_eni: 1, warm_ip, minimum_ip });
+        let targets = WarmTargets { warm_eni: 1, warm_ip, minimum_ip, warm_prefix: 1 };
+        play(actions, BlockMode::SecondaryIps, targets);
+    }
+
+    #[test]
+    fn no_address_has_two_pods_while_whole_prefixes_are_kept_warm(
+        actions in actions(), warm_prefix in 0..3_u32,
+    ) {
+        let targets = WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0, warm_prefix };
+        play(actions, BlockMode::Prefixes, targets);
+    }
+
+    #[test]
+    fn no_address_has_two_pods_while_addresses_of_prefixes_are_counted(
+        actions in actions(), warm_ip in 0..20_u32, minimum_ip in 1..40_u32,
+    ) {
+        let targets = WarmTargets { warm_eni: 1, warm_ip, minimum_ip, warm_prefix: 0 };
+        play(actions, BlockMode::Prefixes, targets);
     }
 }

@@ -18,7 +18,8 @@ fn allocation(pod: &str, last: u8) -> Allocation {
 }
 
 fn journal(allocations: Vec<Allocation>) -> Journal {
-    Journal { allocations, ..Journal::default() }
+    // An hour after the pods came, so that no ADD of theirs can be under way.
+    Journal { allocations, read_unix_ns: 3_600_000_000_000, ..Journal::default() }
 }
 
 /// A kernel in which these addresses are routed and ruled, each through its pod's link.
@@ -170,17 +171,93 @@ fn an_eni_that_vanishes_takes_no_pods_address_with_it() {
 }
 
 #[test]
-fn an_address_out_of_a_prefix_stays_with_its_pod_and_is_not_given_on() {
-    let mut primary = eni(0, &[]);
+fn an_address_out_of_a_prefix_stays_with_its_pod_after_prefixes_were_switched_off() {
+    let mut primary = eni(0, &[1]);
     primary.prefixes = vec!["10.0.0.16/28".parse().unwrap()];
-    let mut fixed = settings(1, 1);
-    fixed.may_provision = false;
-    let mut world = World::new(fixed, vec![primary]);
+    let mut world = World::new(settings(1, 9), vec![primary]);
 
     world.pool.restore(journal(vec![allocation("a", 17)]), &kernel(&[("a", 17)]), world.now);
-    assert_eq!(world.added("a"), address(17));
-    world.del("a");
-    world.pass(60 * SECOND);
 
-    assert!(matches!(world.add("b"), Answer::Refused(_)));
+    assert_eq!(world.added("a"), address(17));
+    assert_eq!(world.added("b"), address(1), "other pods get single addresses");
+}
+
+#[test]
+fn a_pod_whose_add_may_be_under_way_keeps_its_address_until_that_is_over() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    let just_now = Journal { read_unix_ns: 5_000_000_000, ..journal(vec![allocation("a", 1)]) };
+
+    let notes = world.pool.restore(just_now, &KernelView::default(), world.now);
+
+    assert!(matches!(notes[0], RestoreNote::InFlight { .. }));
+    world.pass(29 * SECOND);
+    assert_eq!(world.pool.witness(&KernelView::default(), world.now), []);
+    world.pass(2 * SECOND);
+    let notes = world.pool.witness(&KernelView::default(), world.now);
+    assert!(matches!(notes[0], RestoreNote::Freed { .. }));
+    assert_eq!(world.pool.cooling(), [(address(1), world.now + 30 * SECOND)]);
+}
+
+#[test]
+fn a_pod_that_repeats_its_add_after_a_restart_gets_the_address_that_was_recorded() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1, 2])]);
+    let just_now = Journal { read_unix_ns: 5_000_000_000, ..journal(vec![allocation("a", 2)]) };
+    world.pool.restore(just_now, &KernelView::default(), world.now);
+
+    assert_eq!(world.added("a"), address(2));
+
+    world.pass(60 * SECOND);
+    world.pool.witness(&KernelView::default(), world.now);
+    assert_eq!(world.added("a"), address(2), "the daemon itself has served it now");
+}
+
+#[test]
+fn a_wall_clock_that_was_set_back_frees_nothing_early() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    let early = Journal { read_unix_ns: -7, ..journal(vec![allocation("a", 1)]) };
+
+    let notes = world.pool.restore(early, &KernelView::default(), world.now);
+
+    assert!(matches!(notes[0], RestoreNote::InFlight { .. }));
+}
+
+#[test]
+fn an_address_that_left_the_node_while_it_rested_rests_on_when_it_comes_back() {
+    let mut world = World::new(settings(2, 1), vec![eni(0, &[1]), eni(1, &[11])]);
+    world.run();
+    world.added("a");
+    world.added("b");
+    world.del("b");
+    world.pool.observe(vec![eni(0, &[1])], world.now);
+    world.pass(10 * SECOND);
+
+    world.pool.observe(vec![eni(0, &[1]), eni(1, &[11])], world.now);
+
+    assert_eq!(world.pool.cooling(), [(address(11), world.now + 20 * SECOND)]);
+}
+
+#[test]
+fn an_address_that_comes_to_the_node_while_the_kernel_uses_it_is_held_back() {
+    let mut world = World::new(settings(2, 1), vec![eni(0, &[1])]);
+    world.pool.restore(Journal::default(), &kernel(&[("stranger", 11)]), world.now);
+
+    world.pool.observe(vec![eni(0, &[1]), eni(1, &[11])], world.now);
+
+    assert_eq!(world.pool.quarantined(), [(address(11), QuarantineReason::KernelOnly)]);
+}
+
+#[test]
+fn an_eni_that_only_instance_metadata_names_serves_its_pods_and_nobody_else() {
+    let mut world = World::new(settings(2, 2), Vec::new());
+    world.pool.observe_hints(vec![eni(0, &[1, 2])], world.now);
+    world.pool.restore(journal(vec![allocation("a", 1)]), &kernel(&[("a", 1)]), world.now);
+
+    assert_eq!(world.added("a"), address(1));
+    assert!(matches!(world.add("b"), Answer::Parked(_)));
+    assert_eq!(world.steps(), [Step::ReadInventory]);
+    assert!(world.pool.settle(world.now).is_empty());
+
+    world.pool.observe(vec![eni(0, &[1, 2])], world.now);
+
+    assert_eq!(world.pool.settle(world.now).len(), 1);
 }

@@ -5,7 +5,7 @@ use super::world::*;
 
 #[test]
 fn a_surplus_eni_goes_back_after_the_delay_and_not_before() {
-    let mut world = World::fresh(settings(3, 3));
+    let mut world = World::bare(settings(3, 3));
     world.run();
     for pod in ["a", "b", "c", "d"] {
         world.added(pod);
@@ -95,8 +95,8 @@ fn what_the_kernel_still_uses_is_kept_and_held_back() {
 #[test]
 fn surplus_single_addresses_go_back_from_the_eni_with_fewest_pods() {
     let mut counting = settings(3, 3);
-    counting.targets = WarmTargets { warm_eni: 1, warm_ip: 1, minimum_ip: 1 };
-    let mut world = World::fresh(counting);
+    counting.targets = WarmTargets { warm_ip: 1, minimum_ip: 1, ..counting.targets };
+    let mut world = World::bare(counting);
     world.run();
     for pod in 0..9 {
         let _ = world.add(&format!("pod-{pod}"));
@@ -119,12 +119,15 @@ fn surplus_single_addresses_go_back_from_the_eni_with_fewest_pods() {
 #[test]
 fn a_refused_return_leaves_the_addresses_in_use() {
     let mut counting = settings(1, 5);
-    counting.targets = WarmTargets { warm_eni: 1, warm_ip: 1, minimum_ip: 0 };
+    counting.targets = WarmTargets { warm_ip: 1, ..counting.targets };
     let mut world = World::new(counting, vec![eni(0, &[1, 2, 3])]);
     world.run();
     world.pass(181 * SECOND);
     let (id, step) = world.plan().remove(0);
-    assert_eq!(step, Step::UnassignIps { eni: eni_id(0), addresses: vec![address(3), address(2)] });
+    assert_eq!(
+        step,
+        Step::Unassign { eni: eni_id(0), blocks: vec![Block::Ip(address(3)), Block::Ip(address(2))] }
+    );
 
     world.finish(id, failure(FailureClass::Throttled));
 

@@ -30,7 +30,7 @@ fn a_full_node_refuses_at_once_with_the_figures_and_the_limit() {
     assert_eq!(
         refusal.message,
         "no free address: 4 assigned, 0 cooling on 2 ENIs, and m5.large takes 2 ENIs with 2 addresses each, \
-         4 in all; delete pods from this node or use a larger instance type, and compare the kubelet's max pods \
+         4 addresses in all; delete pods from this node or use a larger instance type, and compare the kubelet's max pods \
          with `ipamd max-pods`"
     );
 }
@@ -78,7 +78,7 @@ fn a_caller_that_allows_it_waits_out_a_cooldown_longer_than_any_other_wait() {
 
 #[test]
 fn more_pods_than_the_node_can_hold_are_refused_while_the_others_wait() {
-    let mut world = World::fresh(settings(2, 2));
+    let mut world = World::bare(settings(2, 2));
 
     let parked = (0..4).filter(|pod| matches!(world.add(&format!("pod-{pod}")), Answer::Parked(_))).count();
     let refusal = refused(world.add("too-many"));
@@ -89,12 +89,12 @@ fn more_pods_than_the_node_can_hold_are_refused_while_the_others_wait() {
 
 #[test]
 fn waiting_pods_are_served_first_come_first_served() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     let Answer::Parked(first) = world.add("a") else { panic!() };
     let Answer::Parked(second) = world.add("b") else { panic!() };
     let (id, _) = world.plan().remove(0);
-    let ips = world.fresh_ips(2);
-    world.finish(id, Outcome::IpsAssigned(ips));
+    let ips = world.fresh(Blocks::Ips(2));
+    world.finish(id, Outcome::Assigned(ips));
 
     let answered: Vec<_> = world.pool.settle(world.now).into_iter().map(|(waiter, _)| waiter).collect();
 
@@ -103,10 +103,10 @@ fn waiting_pods_are_served_first_come_first_served() {
 
 #[test]
 fn a_pod_that_arrives_later_does_not_overtake_one_that_waits() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     let Answer::Parked(first) = world.add("a") else { panic!() };
     let (id, _) = world.plan().remove(0);
-    world.finish(id, Outcome::IpsAssigned(vec![address(1)]));
+    world.finish(id, Outcome::Assigned(vec![Block::Ip(address(1))]));
 
     let late = world.add("b");
 
@@ -116,7 +116,7 @@ fn a_pod_that_arrives_later_does_not_overtake_one_that_waits() {
 
 #[test]
 fn denied_permission_is_told_at_once_because_waiting_cannot_help() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     let (id, _) = world.plan().remove(0);
     world.finish(id, failure(FailureClass::Denied));
 
@@ -128,7 +128,7 @@ fn denied_permission_is_told_at_once_because_waiting_cannot_help() {
 
 #[test]
 fn a_throttled_node_lets_pods_wait_and_then_says_that_it_is_throttled() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     let (id, _) = world.plan().remove(0);
     world.finish(id, failure(FailureClass::Throttled));
     assert!(matches!(world.add("a"), Answer::Parked(_)));
@@ -141,7 +141,7 @@ fn a_throttled_node_lets_pods_wait_and_then_says_that_it_is_throttled() {
 
 #[test]
 fn a_pod_whose_time_is_up_hears_what_it_was_waiting_for() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     assert!(matches!(world.add("a"), Answer::Parked(_)));
     world.plan();
 
@@ -155,7 +155,7 @@ fn a_pod_whose_time_is_up_hears_what_it_was_waiting_for() {
 
 #[test]
 fn a_pod_that_went_away_takes_no_address() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     let Answer::Parked(waiter) = world.add("a") else { panic!() };
     world.pool.abandon(waiter);
     world.run();
@@ -177,7 +177,7 @@ fn without_the_right_to_provision_the_pool_says_so() {
 
 #[test]
 fn a_delete_ends_the_wait_of_its_pod() {
-    let mut world = World::fresh(settings(1, 2));
+    let mut world = World::bare(settings(1, 2));
     assert!(matches!(world.add("a"), Answer::Parked(_)));
 
     assert_eq!(world.pool.release(&key("a"), world.now), Err(UnknownPod));

@@ -13,21 +13,26 @@ pub(super) struct World {
     pub(super) pool: Pool,
     pub(super) now: Instant,
     next_ip: u8,
+    next_prefix: u16,
     enis: u16,
 }
 
 /// Settings of a made-up instance type with `enis` ENIs of `ips` secondary IPs.
 pub(super) fn settings(enis: u32, ips: u32) -> Settings {
     Settings {
-        targets: WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0 },
+        targets: WarmTargets { warm_eni: 1, warm_ip: 0, minimum_ip: 0, warm_prefix: 1 },
+        mode: BlockMode::SecondaryIps,
         instance_type: "m5.large".to_owned(),
         eni_limit: enis,
         is_eni_limit_configured: false,
-        ips_per_eni: ips,
+        reserves_trunk: false,
+        slots_per_eni: ips,
         max_pods: 110,
         cooldown: 30 * SECOND,
         shrink_delay: 180 * SECOND,
         may_provision: true,
+        reads_subnets: false,
+        grows_while_cordoned: false,
     }
 }
 
@@ -60,6 +65,33 @@ pub(super) fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, last)
 }
 
+/// One of EC2's prefixes, numbered.
+pub(super) fn prefix(number: u16) -> Block {
+    let [high, low] = (0x1000 + number * 16).to_be_bytes();
+    Block::Prefix(format!("10.0.{high}.{low}/28").parse().unwrap())
+}
+
+/// A subnet that takes ENIs and has so many free addresses.
+pub(super) fn subnet(id: &str, free_addresses: u32) -> Subnet {
+    Subnet {
+        id: id.parse().unwrap(),
+        cidr: "10.0.0.0/20".parse().unwrap(),
+        free_addresses,
+        takes_enis: true,
+        is_excluded: false,
+    }
+}
+
+/// The step that makes an ENI at `device` in the subnet of the primary one.
+pub(super) fn allocate(device: u16, blocks: Blocks) -> Step {
+    Step::AllocateEni {
+        slot: EniSlot::new(0, device),
+        subnet: "subnet-1".parse().unwrap(),
+        security_groups: None,
+        blocks,
+    }
+}
+
 pub(super) fn failure(class: FailureClass) -> Outcome {
     Outcome::Failed(StepFailure { class, message: format!("{class:?}"), retry_after: None })
 }
@@ -77,11 +109,11 @@ impl World {
             .map_or(0, |ip| ip + 1);
         let count = u16::try_from(enis.len()).unwrap();
         pool.observe(enis, now);
-        Self { pool, now, next_ip, enis: count }
+        Self { pool, now, next_ip, next_prefix: 0, enis: count }
     }
 
     /// A fresh instance: the primary ENI without secondary IPs.
-    pub(super) fn fresh(settings: Settings) -> Self {
+    pub(super) fn bare(settings: Settings) -> Self {
         Self::new(settings, vec![eni(0, &[])])
     }
 
@@ -130,30 +162,43 @@ impl World {
         self.pool.finish(id, outcome, self.now);
     }
 
-    pub(super) fn fresh_ips(&mut self, count: u32) -> Vec<Ipv4Addr> {
-        (0..count)
-            .map(|_| {
+    /// Blocks that EC2 has not given before.
+    pub(super) fn fresh(&mut self, blocks: Blocks) -> Vec<Block> {
+        let next = |_| match blocks.kind() {
+            BlockKind::Ip => {
                 self.next_ip += 1;
-                address(self.next_ip)
-            })
-            .collect()
+                Block::Ip(address(self.next_ip))
+            }
+            BlockKind::Prefix => {
+                self.next_prefix += 1;
+                prefix(self.next_prefix)
+            }
+        };
+        (0..blocks.count()).map(next).collect()
     }
 
     /// What EC2 and the host answer when all is well.
     pub(super) fn outcome(&mut self, step: &Step) -> Outcome {
         match step {
-            Step::AllocateEni { slot, ips } => {
+            Step::AllocateEni { slot, subnet, blocks, .. } => {
                 self.enis += 1;
                 let DeviceIndex(device) = slot.device;
                 let mut allocated = eni(device, &[]);
                 allocated.id = format!("eni-{device:x}{:x}", self.enis).parse().unwrap();
-                allocated.secondary_ips = self.fresh_ips(*ips);
+                allocated.subnet = subnet.clone();
+                for block in self.fresh(*blocks) {
+                    match block {
+                        Block::Ip(ip) => allocated.secondary_ips.push(ip),
+                        Block::Prefix(prefix) => allocated.prefixes.push(prefix),
+                    }
+                }
                 Outcome::EniAllocated(allocated)
             }
-            Step::AssignIps { count, .. } => Outcome::IpsAssigned(self.fresh_ips(*count)),
+            Step::Assign { blocks, .. } => Outcome::Assigned(self.fresh(*blocks)),
             Step::SetUpEni { .. } => Outcome::EniSetUp,
-            Step::UnassignIps { .. } => Outcome::IpsUnassigned,
+            Step::Unassign { .. } => Outcome::Unassigned,
             Step::FreeEni { .. } => Outcome::EniFreed,
+            Step::ReadSubnets => Outcome::Subnets(vec![subnet("subnet-1", 4000)]),
             Step::ReadInventory => panic!("nothing was unclear"),
         }
     }
@@ -175,8 +220,8 @@ impl World {
         panic!("the plan never becomes empty: {done:?}");
     }
 
-    /// The addresses per ENI, in the order of their slots.
+    /// The blocks per ENI, in the order of their slots.
     pub(super) fn layout(&self) -> Vec<usize> {
-        self.pool.enis().iter().map(|eni| eni.addresses.len()).collect()
+        self.pool.enis().iter().map(|eni| eni.blocks.len()).collect()
     }
 }

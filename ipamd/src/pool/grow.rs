@@ -1,0 +1,270 @@
+//! Where missing addresses come from: ENIs that have room, then new ENIs; prefixes before single
+//! IPs.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use vpc::{EniId, EniKind, EniRole, EniSlot, SubnetId};
+
+use super::Pool;
+use super::block::{Block, BlockKind, Blocks};
+use super::book::to_u32;
+use super::eni::{EniEntry, EniPhase};
+use super::failures::Kind;
+use super::settings::BlockMode;
+use super::step::{FailureClass, Step};
+use super::targets::Holdings;
+
+/// The positions on a network card that EC2 accepts.
+const DEVICE_INDEXES: u16 = 100;
+
+/// After so many failures in a row an ENI that the host cannot set up counts for nothing.
+const HOPELESS: u32 = 3;
+
+/// What is left to hand out in one plan.
+struct Growth {
+    held: Holdings,
+    is_dormant: bool,
+    /// Positions that an ENI has or is about to get.
+    slots: BTreeSet<EniSlot>,
+    eni_room: u32,
+}
+
+impl Pool {
+    pub(super) fn plan_growth(&mut self, now: Instant, steps: &mut Vec<Step>) {
+        let is_dormant = self.is_cordoned && !self.settings.grows_while_cordoned;
+        let coming = self.running.coming().fold(self.holdings(), Holdings::with);
+        let mut growth =
+            Growth { held: coming, is_dormant, slots: self.taken_slots(), eni_room: self.eni_room() };
+        let kinds: &[BlockKind] = match self.settings.mode {
+            BlockMode::SecondaryIps => &[BlockKind::Ip],
+            BlockMode::Prefixes => &[BlockKind::Prefix, BlockKind::Ip],
+        };
+        if self.needed(&growth, kinds[0]) == 0 {
+            return;
+        }
+        for kind in kinds {
+            self.fill_enis(*kind, &mut growth, now, steps);
+            if *kind == self.settings.mode.kind() {
+                self.make_room(*kind, &mut growth, now, steps);
+                growth.held = growth.held.with(kind.times(self.room_after_a_pause(*kind, now)));
+            }
+            self.allocate_enis(*kind, &mut growth, now, steps);
+        }
+    }
+
+    /// The room on ENIs that EC2 was too busy to fill: asking for more ENIs instead would only
+    /// keep it busier.
+    fn room_after_a_pause(&self, kind: BlockKind, now: Instant) -> u32 {
+        let pausing = self.book.enis.values().filter(|eni| {
+            let EniEntry { facts, .. } = eni;
+            let is_busy = self.failures.get(&Kind::Assign(facts.id.clone())).is_some_and(|last| {
+                last.retry_at > now
+                    && matches!(last.failure.class, FailureClass::Throttled | FailureClass::Unavailable)
+            });
+            is_busy && self.is_growable(eni) && self.may_hold(&facts.subnet, kind)
+        });
+        pausing.map(|eni| self.slots_free(eni)).sum()
+    }
+
+    /// Whether blocks of `kind` are to be asked for in a subnet at all: single IPs are a stopgap
+    /// in prefix mode.
+    fn may_hold(&self, subnet: &SubnetId, kind: BlockKind) -> bool {
+        kind == self.settings.mode.kind() || self.failures.is_out_of(subnet, self.settings.mode.kind())
+    }
+
+    fn needed(&self, growth: &Growth, kind: BlockKind) -> u32 {
+        self.settings.needed(&growth.held, kind, growth.is_dormant)
+    }
+
+    /// Asks for blocks on the ENIs that have room, the lowest position first.
+    fn fill_enis(&self, kind: BlockKind, growth: &mut Growth, now: Instant, steps: &mut Vec<Step>) {
+        let mut enis: Vec<_> = self.book.enis.values().filter(|eni| self.may_fill(eni, kind, now)).collect();
+        enis.sort_by_key(|eni| eni.facts.slot);
+        for eni in enis {
+            let is_busy = steps.iter().any(|step| step.eni() == Some(&eni.facts.id));
+            let count = self
+                .needed(growth, kind)
+                .min(self.slots_free(eni))
+                .min(self.failures.ask_at_most(&eni.facts.subnet, kind));
+            if count > 0 && !is_busy {
+                let blocks = kind.times(count);
+                growth.held = growth.held.with(blocks);
+                steps.push(Step::Assign { eni: eni.facts.id.clone(), blocks });
+            }
+        }
+    }
+
+    /// Where blocks of the other kind, left from another mode, take the slots that are needed:
+    /// returns those that are free. The slots count as filled until they are empty.
+    fn make_room(&mut self, kind: BlockKind, growth: &mut Growth, now: Instant, steps: &mut Vec<Step>) {
+        let vacated = self.running.steps().values().filter_map(|step| match step {
+            Step::Unassign { blocks, .. } => Some(to_u32(blocks.len())),
+            _ => None,
+        });
+        growth.held = growth.held.with(kind.times(vacated.sum()));
+        let candidates: Vec<EniId> = self
+            .book
+            .enis
+            .values()
+            .filter(|eni| self.may_fill(eni, kind, now))
+            .map(|eni| eni.facts.id.clone())
+            .collect();
+        for id in candidates {
+            if self.needed(growth, kind) == 0 {
+                return;
+            }
+            let is_busy = steps.iter().any(|step| step.eni() == Some(&id));
+            let obsolete = if is_busy { Vec::new() } else { self.obsolete_blocks(&id) };
+            if !obsolete.is_empty() {
+                growth.held = growth.held.with(kind.times(to_u32(obsolete.len())));
+                self.begin_returning(&id, obsolete, steps);
+            }
+        }
+    }
+
+    fn allocate_enis(&mut self, kind: BlockKind, growth: &mut Growth, now: Instant, steps: &mut Vec<Step>) {
+        loop {
+            let needed = self.needed(growth, kind);
+            let slot = free_slot(&growth.slots);
+            let (true, true, Some(slot)) =
+                (needed > 0 && growth.eni_room > 0, self.failures.may(&Kind::AllocateEni, now), slot)
+            else {
+                return;
+            };
+            if self.custom.is_none() && self.settings.reads_subnets && !self.subnets.are_fresh(now) {
+                // Where an ENI may go can have changed since the last one was made.
+                self.wants_subnets = true;
+                if self.may_read_subnets(now) && !steps.contains(&Step::ReadSubnets) {
+                    steps.push(Step::ReadSubnets);
+                }
+                // In the other kind it would have to go somewhere as well.
+                growth.eni_room = 0;
+                return;
+            }
+            let Some(subnet) = self.subnet_for(kind, now) else { return };
+            let most = self.failures.ask_at_most(&subnet, kind);
+            let blocks = kind.times(needed.min(self.settings.slots_per_eni).min(most));
+            growth.eni_room -= 1;
+            growth.slots.insert(slot);
+            growth.held = growth.held.with(blocks);
+            let security_groups = self
+                .custom
+                .as_ref()
+                .map(|custom| custom.security_groups.clone())
+                .filter(|groups| !groups.is_empty());
+            steps.push(Step::AllocateEni { slot, subnet, security_groups, blocks });
+        }
+    }
+
+    /// The subnet for a new ENI with blocks of `kind`.
+    fn subnet_for(&self, kind: BlockKind, now: Instant) -> Option<SubnetId> {
+        self.subnets_for_new_enis()
+            .into_iter()
+            .filter(|subnet| self.may_hold(subnet, kind))
+            .find(|subnet| self.failures.may(&Kind::Subnet(subnet.clone(), kind), now))
+    }
+
+    /// The subnets that take new ENIs, best first.
+    pub(super) fn subnets_for_new_enis(&self) -> Vec<SubnetId> {
+        match &self.custom {
+            Some(custom) => vec![custom.subnet.clone()],
+            None => self.subnets.for_new_enis(self.book.primary_subnet()),
+        }
+    }
+
+    /// Whether more blocks may be asked for on this ENI.
+    fn may_fill(&self, eni: &EniEntry, kind: BlockKind, now: Instant) -> bool {
+        let EniEntry { facts, .. } = eni;
+        self.is_growable(eni)
+            && self.may_hold(&facts.subnet, kind)
+            && !self.running.touches(&facts.id)
+            && self.failures.may(&Kind::Assign(facts.id.clone()), now)
+            && self.failures.may(&Kind::Subnet(facts.subnet.clone(), kind), now)
+    }
+
+    /// Whether the ENI may hold more blocks at all.
+    pub(super) fn is_growable(&self, eni: &EniEntry) -> bool {
+        eni.serves_pods()
+            && eni.facts.kind != EniKind::Trunk
+            && !(self.custom.is_some() && eni.facts.role == EniRole::Primary)
+            && !self.is_hopeless(eni)
+    }
+
+    pub(super) fn slots_free(&self, eni: &EniEntry) -> u32 {
+        self.settings.slots_per_eni.saturating_sub(eni.slots_used())
+    }
+
+    fn is_hopeless(&self, eni: &EniEntry) -> bool {
+        let set_up = self.failures.get(&Kind::SetUpEni(eni.facts.id.clone()));
+        eni.phase == EniPhase::Attached && set_up.is_some_and(|last| last.times >= HOPELESS)
+    }
+
+    /// What the targets count.
+    pub(super) fn holdings(&self) -> Holdings {
+        let mut held = Holdings { waiting: self.waiters.len(), ..Holdings::default() };
+        for eni in self.book.enis.values().filter(|eni| eni.serves_pods() && !self.is_hopeless(eni)) {
+            for (block, entry) in &eni.blocks {
+                if entry.is_leaving || !self.is_counted(eni, *block) {
+                    continue;
+                }
+                let counts = entry.counts(*block);
+                held.total += counts.total;
+                held.occupied += counts.occupied();
+                let is_free = u32::from(counts.occupied() == 0);
+                match block.kind() {
+                    BlockKind::Ip => {
+                        held.ips += 1;
+                        held.free_ips += is_free;
+                    }
+                    BlockKind::Prefix => {
+                        held.prefixes += 1;
+                        held.free_prefixes += is_free;
+                    }
+                }
+            }
+        }
+        held
+    }
+
+    /// Whether a block is of the kind that is asked for on its ENI. Others still serve the pods
+    /// that have them, and pods that find nothing else.
+    pub(super) fn is_counted(&self, eni: &EniEntry, block: Block) -> bool {
+        self.may_hold(&eni.facts.subnet, block.kind())
+    }
+
+    /// How many more ENIs may be attached, beyond the steps under way.
+    pub(super) fn eni_room(&self) -> u32 {
+        let coming =
+            self.running.steps().values().filter(|step| matches!(step, Step::AllocateEni { .. })).count();
+        let has_trunk = self.book.enis.values().any(|eni| eni.facts.kind == EniKind::Trunk);
+        let reserved = u32::from(self.settings.reserves_trunk && !has_trunk);
+        self.settings.eni_limit.saturating_sub(to_u32(self.book.enis.len() + coming) + reserved)
+    }
+
+    pub(super) fn is_allocating(&self, place: EniSlot) -> bool {
+        self.running
+            .steps()
+            .values()
+            .any(|step| matches!(step, Step::AllocateEni { slot, .. } if *slot == place))
+    }
+
+    /// Positions on the default card that an ENI has or is about to get.
+    fn taken_slots(&self) -> BTreeSet<EniSlot> {
+        let coming = self.running.steps().values().filter_map(|step| match step {
+            Step::AllocateEni { slot, .. } => Some(*slot),
+            _ => None,
+        });
+        self.book.enis.values().map(|eni| eni.facts.slot).chain(coming).collect()
+    }
+
+    /// The addresses that the steps under way bring.
+    pub(super) fn addresses_coming(&self) -> u32 {
+        self.running.coming().map(Blocks::addresses).sum()
+    }
+}
+
+/// The lowest position on the default card that is not taken.
+fn free_slot(taken: &BTreeSet<EniSlot>) -> Option<EniSlot> {
+    (1..DEVICE_INDEXES).map(|device| EniSlot::new(0, device)).find(|slot| !taken.contains(slot))
+}

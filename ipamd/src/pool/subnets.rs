@@ -1,0 +1,85 @@
+//! What the pool knows of the subnets that ENIs may lie in.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use vpc::SubnetId;
+
+/// How long what EC2 said of the subnets is good enough to place an ENI by. ENIs of one burst
+/// share one look.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// A subnet of this zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subnet {
+    pub(crate) id: SubnetId,
+    pub(crate) cidr: Ipv4Net,
+    pub(crate) free_addresses: u32,
+    /// Whether its tags allow new ENIs.
+    pub(crate) takes_enis: bool,
+    /// Whether its tags forbid that the ENIs in it serve pods.
+    pub(crate) is_excluded: bool,
+}
+
+impl Subnet {
+    /// How many /28 blocks it has left at most; fewer if its free addresses are scattered.
+    pub(crate) fn free_prefixes_at_most(&self) -> u32 {
+        self.free_addresses / 16
+    }
+}
+
+/// The subnets, as last read.
+#[derive(Debug, Default)]
+pub(super) struct Subnets {
+    known: Vec<Subnet>,
+    read_at: Option<Instant>,
+    /// EC2 would not say; then only the primary ENI's subnet takes ENIs.
+    is_refused: bool,
+    excluded: BTreeSet<SubnetId>,
+}
+
+impl Subnets {
+    /// Takes in what EC2 said. Whatever it did not list is not excluded.
+    pub(super) fn read(&mut self, mut subnets: Vec<Subnet>, now: Instant) {
+        // A stable sort: subnets with the same room keep the order that EC2 gave them.
+        subnets.sort_by_key(|subnet| Reverse(subnet.free_addresses));
+        self.excluded =
+            subnets.iter().filter(|subnet| subnet.is_excluded).map(|subnet| subnet.id.clone()).collect();
+        self.known = subnets;
+        self.is_refused = false;
+        self.read_at = Some(now);
+    }
+
+    /// EC2 could not be read. What was known of exclusions stays.
+    pub(super) fn refused(&mut self, now: Instant) {
+        self.is_refused = true;
+        self.read_at = Some(now);
+    }
+
+    pub(super) fn were_read(&self) -> bool {
+        self.read_at.is_some()
+    }
+
+    pub(super) fn are_fresh(&self, now: Instant) -> bool {
+        self.read_at.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+    }
+
+    pub(super) fn excludes(&self, subnet: &SubnetId) -> bool {
+        self.excluded.contains(subnet)
+    }
+
+    pub(super) fn known(&self) -> &[Subnet] {
+        &self.known
+    }
+
+    /// The subnets for new ENIs, the one with most room first. Where EC2 did not list them it is
+    /// `primary` alone, unless that is known to be excluded.
+    pub(super) fn for_new_enis(&self, primary: Option<&SubnetId>) -> Vec<SubnetId> {
+        if self.is_refused || self.read_at.is_none() {
+            return primary.filter(|subnet| !self.excludes(subnet)).cloned().into_iter().collect();
+        }
+        self.known.iter().filter(|subnet| subnet.takes_enis).map(|subnet| subnet.id.clone()).collect()
+    }
+}
