@@ -3,6 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = protox::compile(["rpc.proto", "node.proto", "health.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    // What our own service answers is also printed as JSON.
+    let json = "#[derive(serde::Serialize)]";
+    tonic_prost_build::configure().message_attribute("vpccni.node.v1", json).compile_fds(files)?;
     Ok(())
 }

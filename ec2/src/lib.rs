@@ -23,7 +23,7 @@ pub use action::Action;
 pub use aws::{Aws, AwsOptions};
 pub use error::{Class, Ec2Error, Retry};
 pub use imds::{Imds, ImdsError, ImdsOptions};
-pub use paced::{At, Attempt, Bucket, PaceOptions, Paced, Priority, Rate};
+pub use paced::{At, Attempt, Bucket, Budget, PaceOptions, Paced, Priority, Rate};
 pub use types::{
     AttachEni, Attachment, AttachmentStatus, CLUSTER_TAG, CREATED_AT_TAG, ConnectionTracking, CreateEni,
     ENI_DESCRIPTION_PREFIX, EniQuery, EniRecord, EniStatus, INSTANCE_TAG, NewAddresses, Page, PageToken,

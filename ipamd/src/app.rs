@@ -28,7 +28,7 @@ use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::{BlockMode, Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
-use crate::rpc::{self, ReplyFacts, Services};
+use crate::rpc::{self, Budgets, ReplyFacts, Services};
 use crate::sidecar::{self, EniIntent, Remembered, Sidecar};
 use crate::{conflist, spool};
 use upkeep::Upkeep;
@@ -95,6 +95,7 @@ async fn live(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
 /// Everything that runs, ready to serve.
 struct Daemon {
     executor: Arc<Executor<Aws>>,
+    budgets: Budgets,
     facts: FactReader,
     instance: InstanceFacts,
     network: Arc<RwLock<NetworkFacts>>,
@@ -127,6 +128,7 @@ impl Daemon {
         }
 
         let (sidecar, remembered) = open_sidecar(config, settings.cooldown, &clock)?;
+        let budgets = Budgets::of(ec2.clone());
         let executor = Arc::new(Executor::new(
             ec2,
             facts.clone(),
@@ -151,15 +153,26 @@ impl Daemon {
         let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock);
         let task = tokio::spawn(task.run());
         spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
-        Ok(Self { executor, facts, instance, network, host, pool, task, intents: remembered.intents })
+        Ok(Self {
+            executor,
+            budgets,
+            facts,
+            instance,
+            network,
+            host,
+            pool,
+            task,
+            intents: remembered.intents,
+        })
     }
 
     /// Serves until `stop`, then ends in order: accepts no more, answers what was accepted,
     /// finishes EC2 work as far as the grace period goes.
     async fn serve(self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
-        let Self { executor, facts, instance, network, host, pool, task, intents } = self;
+        let Self { executor, budgets, facts, instance, network, host, pool, task, intents } = self;
         let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
-        let services = Services::new(pool.clone(), host.clone(), reply_facts(config, &instance, &network));
+        let facts_of_replies = reply_facts(config, &instance, &network);
+        let services = Services::new(pool.clone(), host.clone(), facts_of_replies, budgets);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
         let upkeep = Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone() };
         let upkeep = tokio::spawn(upkeep.run(executor, intents));

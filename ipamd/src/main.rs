@@ -15,6 +15,7 @@ mod host_file;
 mod imds;
 mod pool;
 mod pool_task;
+mod report;
 mod rpc;
 mod sidecar;
 mod spool;

@@ -5,6 +5,8 @@
 
 mod commit;
 mod handle;
+mod history;
+mod report;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -24,9 +26,11 @@ use crate::pool::{
     Allocation, Answer, Assignment, FailureClass, Outcome, Pool, QuarantineReason, Reason, Refusal, Request,
     RestoreNote, Step, StepFailure, StepId, WaiterId,
 };
+use crate::report::{Cause, Failure, Fault, Wait};
 use commit::{Change, Commit};
 pub(crate) use handle::{AddError, Collected, Collection, DelError, LateDel, Patience, PoolHandle};
 use handle::{AddReply, DelReply, Event};
+use history::History;
 pub(crate) use writer::Writer;
 use writer::Written;
 
@@ -69,6 +73,7 @@ pub(crate) struct PoolTask<R> {
     recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
     /// The state file holds a pod that is known to be gone.
     is_file_stale: bool,
+    history: History,
     drain: Option<oneshot::Sender<()>>,
     is_draining: bool,
 }
@@ -89,6 +94,7 @@ impl<R: StepRunner> PoolTask<R> {
             clock,
             recorded_quarantine: Vec::new(),
             is_file_stale: false,
+            history: History::default(),
             drain: None,
             is_draining: false,
         };
@@ -169,8 +175,14 @@ impl<R: StepRunner> PoolTask<R> {
             Event::Inspect { reply } => {
                 let _ = reply.send(self.pool.stats());
             }
+            Event::Report { reply } => {
+                let _ = reply.send(self.report(moment));
+            }
+            Event::NotServed { key, pod, message } => {
+                self.history.refused(&key, &pod, Cause::Request, &message, now);
+            }
             Event::StepDone { id, outcome } => self.step_done(id, outcome, now),
-            Event::Written(written) => self.written(written),
+            Event::Written(written) => self.written(written, now),
             Event::Drain { reply } => {
                 self.is_draining = true;
                 self.drain = Some(reply);
@@ -191,14 +203,18 @@ impl<R: StepRunner> PoolTask<R> {
         if reply.is_closed() {
             return;
         }
-        let key = request.key.clone();
+        let Request { key, pod, deadline, latest, .. } = request.clone();
         match self.pool.request(request, now) {
             Answer::Assigned(assignment) => self.assigned(key, assignment, reply),
             Answer::Parked(id) => {
                 debug!(pod = %key, "pod waits for an address");
+                self.history.parked(id, Wait { key: key.clone(), pod, since: now, deadline, latest });
                 self.waiting.insert(id, (key, reply));
             }
-            Answer::Refused(refusal) => refuse(&key, refusal, reply),
+            Answer::Refused(refusal) => {
+                self.history.refused(&key, &pod, Cause::Pool(refusal.reason), &refusal.message, now);
+                refuse(&key, refusal, reply);
+            }
         }
     }
 
@@ -219,7 +235,10 @@ impl<R: StepRunner> PoolTask<R> {
             self.waiting.remove(&id);
         }
         match self.pool.release(&key, now) {
-            Ok(released) => self.commit.open(Change::Removed { released, replies: vec![reply] }),
+            Ok(released) => {
+                self.history.released(released.allocation.clone(), now);
+                self.commit.open(Change::Removed { released, replies: vec![reply] });
+            }
             Err(_) => {
                 if let Some(reply) = self.commit.follow_del(&key, reply) {
                     let _ = reply.send(Err(DelError::UnknownPod));
@@ -264,6 +283,7 @@ impl<R: StepRunner> PoolTask<R> {
                 self.pool.undo_release(released.clone());
                 self.pool.quarantine(&held.key, QuarantineReason::LinkAlive, now);
             }
+            self.history.released(released.allocation.clone(), now);
             info!(pod = %held.pod, key = %held.key, address = %held.address, is_quarantined, "collected");
             collected.push(Collected { released, is_quarantined });
         }
@@ -305,6 +325,7 @@ impl<R: StepRunner> PoolTask<R> {
                 _ => info!(%step, "step done"),
             }
         }
+        self.history.ended(id, self.pool.running().get(&id), &outcome, now);
         self.pool.finish(id, outcome, now);
     }
 
@@ -322,33 +343,44 @@ impl<R: StepRunner> PoolTask<R> {
         }
     }
 
-    fn written(&mut self, written: Written) {
+    fn written(&mut self, written: Written, now: Instant) {
         match written {
             Ok(()) => self.commit.succeeded(),
             Err(failure) => {
                 error!(error = failure, "state not written; refusing what depended on it");
+                let action = "write the state file".to_owned();
+                self.history.failed(Failure {
+                    at: now,
+                    action,
+                    class: Fault::State,
+                    message: failure.clone(),
+                });
                 for change in self.commit.failed() {
-                    self.undo(change, &failure);
+                    self.undo(change, &failure, now);
                 }
             }
         }
     }
 
-    fn undo(&mut self, change: Change, failure: &str) {
+    fn undo(&mut self, change: Change, failure: &str, now: Instant) {
         let not_durable = || DelError::NotDurable(failure.to_owned());
         match change {
             Change::Added { key, replies, .. } => {
+                let held = self.pool.allocations().into_iter().find(|held| held.key == key);
+                let pod = held.map(|held| held.pod).unwrap_or_default();
                 self.pool.undo_request(&key);
+                let refusal = Refusal {
+                    reason: Reason::StateNotDurable,
+                    message: format!("the assignment could not be recorded: {failure}"),
+                    retry_after: Some(Duration::from_secs(2)),
+                };
+                self.history.refused(&key, &pod, Cause::Pool(refusal.reason), &refusal.message, now);
                 for reply in replies {
-                    let refusal = Refusal {
-                        reason: Reason::StateNotDurable,
-                        message: format!("the assignment could not be recorded: {failure}"),
-                        retry_after: Some(Duration::from_secs(2)),
-                    };
-                    let _ = reply.send(Err(AddError::Refused(refusal)));
+                    let _ = reply.send(Err(AddError::Refused(refusal.clone())));
                 }
             }
             Change::Removed { released, replies } => {
+                self.history.not_released(&released.allocation.key);
                 self.pool.undo_release(released);
                 for reply in replies {
                     let _ = reply.send(Err(not_durable()));
@@ -360,6 +392,7 @@ impl<R: StepRunner> PoolTask<R> {
                         // Held back it stays: that is true whatever the file says.
                         continue;
                     }
+                    self.history.not_released(&released.allocation.key);
                     self.pool.undo_release(released);
                 }
                 let _ = reply.send(Err(not_durable()));
@@ -374,13 +407,18 @@ impl<R: StepRunner> PoolTask<R> {
             self.pool.abandon(id);
             self.waiting.remove(&id);
         }
-        for (id, answer) in self.pool.settle(self.clock.now()) {
+        let now = self.clock.now();
+        for (id, answer) in self.pool.settle(now) {
             let Some((key, reply)) = self.waiting.remove(&id) else { continue };
             match answer {
                 Ok(assignment) => self.assigned(key, assignment, reply),
-                Err(refusal) => refuse(&key, refusal, reply),
+                Err(refusal) => {
+                    self.history.wait_refused(id, &refusal, now);
+                    refuse(&key, refusal, reply);
+                }
             }
         }
+        self.history.keep_waits(|id| self.waiting.contains_key(id));
     }
 
     fn start_steps(&mut self) {
@@ -388,8 +426,10 @@ impl<R: StepRunner> PoolTask<R> {
             return;
         }
         let urgency = if self.waiting.is_empty() { Urgency::Warmth } else { Urgency::PodsWait };
-        for (id, step) in self.pool.plan(self.clock.now()) {
+        let now = self.clock.now();
+        for (id, step) in self.pool.plan(now) {
             info!(%step, "step begins");
+            self.history.began(id, now);
             let runner = Arc::clone(&self.runner);
             let task = self.steps.spawn(async move { runner.run(step, urgency).await });
             self.step_ids.insert(task.id(), id);

@@ -2,21 +2,27 @@
 
 mod listen;
 mod node;
+mod status;
 #[cfg(test)]
 mod tests;
 mod translate;
+mod why;
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use ec2::{Budget, Paced};
 use proto::rpc;
 use proto::rpc::cni_backend_server::{CniBackend, CniBackendServer};
 use proto::rpc::config_server_backend_server::{ConfigServerBackend, ConfigServerBackendServer};
 use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 use vpc::{PodKey, PodName};
 
+use crate::clock::Moment;
 use crate::host::HostHandle;
 use crate::imds::{InstanceFacts, NetworkFacts};
 use crate::pool_task::{AddError, DelError, Patience, PoolHandle};
@@ -53,35 +59,70 @@ pub(crate) struct ReplyFacts {
     pub(crate) network_policy_mode: String,
 }
 
+/// What is left of the budget of EC2 requests, whenever it is asked for.
+#[derive(Clone)]
+pub(crate) struct Budgets(Arc<dyn Fn() -> Vec<Budget> + Send + Sync>);
+
+impl Budgets {
+    /// Those of this client.
+    pub(crate) fn of<E: Send + Sync + 'static>(ec2: Paced<E>) -> Self {
+        Self(Arc::new(move || ec2.budgets()))
+    }
+
+    fn now(&self) -> Vec<Budget> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Budgets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Budgets").field(&self.now()).finish()
+    }
+}
+
 /// The services of the socket. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Services {
     pool: PoolHandle,
     host: HostHandle,
     facts: Arc<ReplyFacts>,
+    budgets: Budgets,
+    started: Moment,
     calls: Arc<Semaphore>,
 }
 
 impl Services {
     /// Services that answer from the pool and these facts.
-    pub(crate) fn new(pool: PoolHandle, host: HostHandle, facts: ReplyFacts) -> Self {
-        Self { pool, host, facts: Arc::new(facts), calls: Arc::new(Semaphore::new(CALLS)) }
+    pub(crate) fn new(pool: PoolHandle, host: HostHandle, facts: ReplyFacts, budgets: Budgets) -> Self {
+        Self {
+            pool,
+            host,
+            facts: Arc::new(facts),
+            budgets,
+            started: Moment::now(),
+            calls: Arc::new(Semaphore::new(CALLS)),
+        }
     }
 
     async fn add(&self, request: Request<rpc::AddNetworkRequest>) -> rpc::AddNetworkReply {
         let began = Instant::now();
         let patience = patience_of(&request, began);
+        let _permit = match timeout_at(patience.deadline.into(), self.calls.acquire()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return translate::not_ready(),
+            Err(_) => return translate::crowded(),
+        };
         let message = request.into_inner();
-        if message.requires_multi_nic_attachment {
-            return translate::bad_request(
-                "the pod asks for several interfaces, which this node does not serve",
-            );
-        }
         let key = match PodKey::new(&message.network_name, &message.container_id, &message.if_name) {
             Ok(key) => key,
             Err(error) => return translate::bad_request(&error.to_string()),
         };
         let pod = PodName::new(&message.k8s_pod_namespace, &message.k8s_pod_name);
+        if message.requires_multi_nic_attachment {
+            let text = "the pod asks for several interfaces, which this node does not serve";
+            self.pool.not_served(key, pod, text.to_owned()).await;
+            return translate::bad_request(text);
+        }
         match self.pool.add(key.clone(), pod.clone(), patience).await {
             Ok(assignment) => {
                 info!(%pod, %key, address = %assignment.address, took = ?began.elapsed(), "address assigned");
@@ -125,7 +166,6 @@ impl CniBackend for Services {
         &self,
         request: Request<rpc::AddNetworkRequest>,
     ) -> Result<Response<rpc::AddNetworkReply>, Status> {
-        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
         Ok(Response::new(self.add(request).await))
     }
 

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proto::node::node_server::{Node, NodeServer};
-use proto::node::{CollectReply, CollectRequest, ReadinessReply, ReadinessRequest};
+use proto::node::{
+    CollectReply, CollectRequest, ReadinessReply, ReadinessRequest, StatusReply, StatusRequest, WhyReply,
+    WhyRequest,
+};
 use proto::rpc::cni_backend_server::{CniBackend, CniBackendServer};
 use proto::rpc::{
     AddNetworkReply, AddNetworkRequest, DelNetworkReply, DelNetworkRequest, IpAllocationMetadata,
@@ -248,5 +251,13 @@ impl Node for Fake {
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
         self.note(format!("GC of all but {}", request.into_inner().valid.len()));
         Ok(Response::new(CollectReply::default()))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Err(Status::unimplemented("no plugin asks for this"))
+    }
+
+    async fn why(&self, _: Request<WhyRequest>) -> Result<Response<WhyReply>, Status> {
+        Err(Status::unimplemented("no plugin asks for this"))
     }
 }

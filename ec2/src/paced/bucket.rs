@@ -55,6 +55,18 @@ impl Bucket {
         now.max(self.counted_at) + wait
     }
 
+    /// The whole tokens that there are, and the rate by which they come back.
+    pub fn level(&mut self, now: Instant) -> (u32, Rate) {
+        self.refill(now);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to `burst`, which is a u32"
+        )]
+        let whole = self.tokens as u32;
+        (whole, self.rate)
+    }
+
     /// Empties the bucket: it begins to fill at `from`.
     pub fn drain(&mut self, from: Instant) {
         self.tokens = 0.0;
@@ -88,6 +100,18 @@ mod tests {
 
         assert_eq!(served, 3);
         assert_eq!(served_in_ten_secs, 20);
+    }
+
+    #[test]
+    fn the_level_counts_whole_tokens() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(RATE, start);
+        assert_eq!(bucket.level(start), (3, RATE));
+
+        while bucket.take(start) {}
+
+        assert_eq!(bucket.level(start + Duration::from_millis(499)).0, 0);
+        assert_eq!(bucket.level(start + Duration::from_millis(1100)).0, 2);
     }
 
     #[test]

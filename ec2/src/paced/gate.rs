@@ -8,7 +8,8 @@ use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::backoff::Backoff;
-use super::{Bucket, Priority, Rate};
+use super::{Bucket, Budget, Priority, Rate};
+use crate::Action;
 
 /// The requests that may wait for one action. Far above what the daemon's tasks send together.
 const WAITING_MAX: usize = 256;
@@ -99,6 +100,14 @@ impl Gate {
     /// The end of the pause that EC2's throttling caused, if one is kept at `now`.
     pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
         self.lock().backoff.paused_until(now)
+    }
+
+    /// What is left of the action's budget.
+    pub(super) fn budget(&self, action: Action, now: Instant) -> Budget {
+        let mut state = self.lock();
+        let throttled_until = state.backoff.paused_until(now);
+        let (tokens, rate) = state.bucket.level(now);
+        Budget { action, tokens, rate, waiting: state.waiting.len(), throttled_until }
     }
 
     fn join(&self, priority: Priority) -> Result<Place<'_>, Refusal> {

@@ -61,6 +61,21 @@ impl Default for PaceOptions {
 /// often by everyone.
 const REPEATS: Rate = Rate { burst: 20, per_second: 0.5 };
 
+/// What is left of one action's budget.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    /// The action.
+    pub action: Action,
+    /// The requests that may be sent at once.
+    pub tokens: u32,
+    /// How many tokens there are at most, and how fast they come back.
+    pub rate: Rate,
+    /// Requests that wait for their turn.
+    pub waiting: usize,
+    /// The end of the pause that EC2's throttling causes; `None` if there is none.
+    pub throttled_until: Option<Instant>,
+}
+
 /// One request as it was sent, for metrics and logs.
 #[derive(Debug)]
 pub struct Attempt<'a> {
@@ -140,6 +155,14 @@ impl<E> Paced<E> {
     pub fn throttled_until(&self) -> Option<Instant> {
         let now = now();
         self.shared.gates.iter().filter_map(|gate| gate.paused_until(now)).max()
+    }
+
+    /// What is left of each action's budget, in the actions' order.
+    #[must_use]
+    pub fn budgets(&self) -> Vec<Budget> {
+        let now = now();
+        let gates = Action::ALL.into_iter().zip(&self.shared.gates);
+        gates.map(|(action, gate)| gate.budget(action, now)).collect()
     }
 
     /// The client underneath, past all pacing.

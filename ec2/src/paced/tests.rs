@@ -78,6 +78,24 @@ async fn one_callers_throttling_makes_every_caller_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_budget_tells_what_is_left_of_each_action_and_who_waits() {
+    let paced = paced(one_token(1.0));
+    send(paced.at(Priority::WarmFill), ASSIGN, |_| None).await.1.unwrap();
+    let waiting = tokio::spawn(send(paced.at(Priority::WarmFill), ASSIGN, |_| None));
+    tokio::task::yield_now().await;
+
+    let budgets = paced.budgets();
+    waiting.await.unwrap().1.unwrap();
+
+    assert_eq!(budgets.len(), Action::ALL.len());
+    for budget in budgets {
+        let expected = if budget.action == ASSIGN { (0, 1) } else { (1, 0) };
+        assert_eq!((budget.tokens, budget.waiting), expected, "{}", budget.action);
+        assert_eq!((budget.rate.burst, budget.throttled_until), (1, None), "{}", budget.action);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_action_does_not_pause() {
     let start = now();
     let paced = paced(PaceOptions { deadline: Duration::from_millis(1), ..PaceOptions::default() });

@@ -1,5 +1,7 @@
 //! A start's beginning: what EC2, the state files and the kernel say, brought together.
 
+use std::time::Instant;
+
 use anyhow::Context;
 use ec2::Ec2;
 use tokio::time::sleep;
@@ -11,7 +13,7 @@ use crate::checkpoint::{Checkpoint, StateFile};
 use crate::clock::Clock;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
-use crate::pool::{AddressView, EniView, FailureClass, Journal, Pool, RestoreNote};
+use crate::pool::{AddressReport, AddressState, EniReport, FailureClass, Journal, Pool, RestoreNote};
 use crate::sidecar::Remembered;
 
 /// What EC2 says is attached; asked again while time may help.
@@ -85,7 +87,7 @@ pub(super) async fn pool(
             RestoreNote::Cleared { .. } => info!(%note, "witnesses compared"),
         }
     }
-    report(pool);
+    report(pool, clock.now());
     if is_changed && (had_allocations || !loaded.problems.is_empty()) {
         checkpoint.write(&pool.allocations()).context("write the restored state")?;
     }
@@ -93,13 +95,16 @@ pub(super) async fn pool(
 }
 
 /// Says once what the daemon starts with: each ENI, and at the debug level each pod's address.
-fn report(pool: &Pool) {
-    for eni in pool.enis() {
-        let EniView { id, slot, role, phase, subnet, primary_ip, blocks, addresses } = eni;
-        info!(%id, %slot, ?role, ?phase, %subnet, %primary_ip, blocks = blocks.len(), "ENI known");
-        for AddressView { address, state, pod } in addresses {
-            if let Some(pod) = pod {
-                debug!(%address, state, %pod, "address known");
+fn report(pool: &Pool, now: Instant) {
+    for eni in pool.report(now).enis {
+        let EniReport { id, slot, role, phase, subnet, primary_ip, prefixes, addresses, .. } = eni;
+        info!(
+            %id, %slot, ?role, ?phase, %subnet, %primary_ip, prefixes = prefixes.len(),
+            addresses = addresses.len(), "ENI known"
+        );
+        for AddressReport { address, state } in addresses {
+            if let AddressState::Assigned(allocation) = state {
+                debug!(%address, pod = %allocation.pod, "address known");
             }
         }
     }

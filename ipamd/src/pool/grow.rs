@@ -32,7 +32,7 @@ struct Growth {
 
 impl Pool {
     pub(super) fn plan_growth(&mut self, now: Instant, steps: &mut Vec<Step>) {
-        let is_dormant = self.is_cordoned && !self.settings.grows_while_cordoned;
+        let is_dormant = self.is_dormant();
         let coming = self.running.coming().fold(self.holdings(), Holdings::with);
         let mut growth =
             Growth { held: coming, is_dormant, slots: self.taken_slots(), eni_room: self.eni_room() };
@@ -71,6 +71,11 @@ impl Pool {
     /// in prefix mode.
     fn may_hold(&self, subnet: &SubnetId, kind: BlockKind) -> bool {
         kind == self.settings.mode.kind() || self.failures.is_out_of(subnet, self.settings.mode.kind())
+    }
+
+    /// Whether nothing is kept warm for pods to come.
+    pub(super) fn is_dormant(&self) -> bool {
+        self.is_cordoned && !self.settings.grows_while_cordoned
     }
 
     fn needed(&self, growth: &Growth, kind: BlockKind) -> u32 {

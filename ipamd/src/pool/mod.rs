@@ -17,6 +17,7 @@ mod explain;
 mod failures;
 mod grow;
 mod plan;
+mod report;
 mod restore;
 mod settings;
 mod shrink;
@@ -25,7 +26,6 @@ mod subnets;
 mod targets;
 #[cfg(test)]
 mod tests;
-mod view;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -35,13 +35,13 @@ use std::time::Instant;
 use vpc::{EniId, EniSlot, PodKey, PodName, RouteTable};
 
 pub(crate) use block::{Block, BlockKind, Blocks};
-pub(crate) use eni::QuarantineReason;
+pub(crate) use eni::{EniPhase, QuarantineReason};
 pub(crate) use explain::{Reason, Refusal};
+pub(crate) use report::{AddressReport, AddressState, EniReport, PoolReport, SubnetReport, Wants};
 pub(crate) use restore::{Journal, KernelView, RestoreNote};
 pub(crate) use settings::{BlockMode, CustomNetwork, Settings, WarmTargets};
 pub(crate) use step::{FailureClass, Outcome, Step, StepFailure, StepId};
 pub(crate) use subnets::Subnet;
-pub(crate) use view::{AddressView, EniView};
 pub(crate) use wait::WaiterId;
 
 use book::Book;

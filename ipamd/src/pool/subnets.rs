@@ -58,6 +58,10 @@ impl Subnets {
         self.read_at = Some(now);
     }
 
+    pub(super) fn read_at(&self) -> Option<Instant> {
+        self.read_at
+    }
+
     pub(super) fn were_read(&self) -> bool {
         self.read_at.is_some()
     }

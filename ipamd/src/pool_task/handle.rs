@@ -9,6 +9,7 @@ use vpc::{PodKey, PodName};
 
 use super::writer::Written;
 use crate::pool::{Assignment, KernelView, Outcome, Refusal, Released, Stats, StepId};
+use crate::report::Report;
 
 /// Events that may wait for the task. A node starts some hundred pods at once at most, and a
 /// caller that finds the queue full waits outside it.
@@ -101,6 +102,15 @@ pub(super) enum Event {
     Inspect {
         reply: oneshot::Sender<Stats>,
     },
+    Report {
+        reply: oneshot::Sender<Report>,
+    },
+    /// A pod was refused before it came here.
+    NotServed {
+        key: PodKey,
+        pod: PodName,
+        message: String,
+    },
     StepDone {
         id: StepId,
         outcome: Outcome,
@@ -179,6 +189,17 @@ impl PoolHandle {
     /// The pool's figures; none once the daemon is going.
     pub(crate) async fn stats(&self) -> Option<Stats> {
         self.ask(|reply| Event::Inspect { reply }).await
+    }
+
+    /// Everything that can be told of the pool and its past; none once the daemon is going.
+    pub(crate) async fn report(&self) -> Option<Report> {
+        self.ask(|reply| Event::Report { reply }).await
+    }
+
+    /// Takes note that a pod asked for what this node does not serve.
+    pub(crate) async fn not_served(&self, key: PodKey, pod: PodName, message: String) {
+        // Nobody is left to remember it once the task has ended.
+        let _ = self.events.send(Event::NotServed { key, pod, message }).await;
     }
 
     /// Hands over what the kernel shows now.

@@ -1,10 +1,15 @@
-//! Our own questions: whether an ADD could be served, and what the runtime has forgotten.
+//! Our own questions: whether an ADD could be served, what the runtime has forgotten, what the
+//! node is doing and why a pod has no address.
 
 use proto::node::node_server::{Node, NodeServer};
-use proto::node::{CollectReply, CollectRequest, Collected, ReadinessReply, ReadinessRequest};
+use proto::node::{
+    CollectReply, CollectRequest, Collected, ReadinessReply, ReadinessRequest, StatusReply, StatusRequest,
+    WhyReply, WhyRequest,
+};
 use tonic::{Request, Response, Status};
 
-use super::{COLLECTION_SIZE, Services, translate};
+use super::why::{Subject, why};
+use super::{COLLECTION_SIZE, Services, status, translate};
 use crate::clock::Moment;
 use crate::host;
 use crate::pool_task::{AddError, Collection};
@@ -52,5 +57,23 @@ impl Node for Services {
             quarantined: one.is_quarantined,
         });
         Ok(Response::new(CollectReply { collected: collected.collect() }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let report = self.pool.report().await.ok_or_else(translate::closed)?;
+        Ok(Response::new(status::status(&report, self)))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyReply>, Status> {
+        let subject = Subject::parse(&request.get_ref().subject)
+            .ok_or_else(|| Status::invalid_argument("the question names no pod and no address"))?;
+        let report = self.pool.report().await.ok_or_else(translate::closed)?;
+        Ok(Response::new(WhyReply {
+            now_unix_ms: report.at.unix_ms_at(report.at.instant()),
+            started_unix_ms: status::started(self),
+            planner: Some(status::planner(&report)),
+            addresses: Some(status::counts(&report.pool)),
+            ..why(&report, &subject)
+        }))
     }
 }

@@ -66,6 +66,11 @@ pub(super) fn not_ready() -> AddNetworkReply {
     refusal_reply(RefusalReason::NotReady, message, Some(Duration::from_secs(1)))
 }
 
+pub(super) fn crowded() -> AddNetworkReply {
+    let message = "the node daemon is busy with too many other requests; see its log for what holds them up";
+    refusal_reply(RefusalReason::NotReady, message, Some(Duration::from_secs(1)))
+}
+
 fn refusal_reply(reason: RefusalReason, message: &str, retry_after: Option<Duration>) -> AddNetworkReply {
     let retry_after_ms =
         retry_after.map_or(0, |pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).max(1));
@@ -73,7 +78,7 @@ fn refusal_reply(reason: RefusalReason, message: &str, retry_after: Option<Durat
     AddNetworkReply { success: false, refusal: Some(refusal), ..AddNetworkReply::default() }
 }
 
-fn reason(reason: Reason) -> RefusalReason {
+pub(super) fn reason(reason: Reason) -> RefusalReason {
     match reason {
         Reason::NodeFull => RefusalReason::NodeFull,
         Reason::CoolingDown => RefusalReason::CoolingDown,

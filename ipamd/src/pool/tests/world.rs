@@ -65,6 +65,12 @@ pub(super) fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, last)
 }
 
+/// How many blocks the ENI holds.
+fn blocks(eni: &EniReport) -> usize {
+    let prefixes = eni.prefixes.len();
+    prefixes + eni.addresses.len() - 16 * prefixes
+}
+
 /// One of EC2's prefixes, numbered.
 pub(super) fn prefix(number: u16) -> Block {
     let [high, low] = (0x1000 + number * 16).to_be_bytes();
@@ -222,6 +228,6 @@ impl World {
 
     /// The blocks per ENI, in the order of their slots.
     pub(super) fn layout(&self) -> Vec<usize> {
-        self.pool.enis().iter().map(|eni| eni.blocks.len()).collect()
+        self.pool.report(self.now).enis.iter().map(blocks).collect()
     }
 }
