@@ -3,4 +3,5 @@
 
 pub mod cloud;
 pub mod front;
+pub mod measure;
 pub mod world;

@@ -1,5 +1,7 @@
 //! The lab's command line.
 
+mod bursts;
+mod calls;
 mod demo;
 mod ec2;
 mod screen;
@@ -11,6 +13,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use self::bursts::BurstOptions;
+use self::calls::CallOptions;
 use self::demo::DemoOptions;
 use self::ec2::Ec2Args;
 use self::screen::Screen;
@@ -28,6 +32,10 @@ struct Options {
 enum Verb {
     /// Two nodes, their daemons and pods; shows who reaches whom, and what is left at the end.
     Demo(DemoOptions),
+    /// Many pods at once on fresh nodes: how long they wait, and what EC2 is asked.
+    Bursts(BurstOptions),
+    /// What a daemon asks of EC2 in typical histories, beside what the reference asks.
+    Calls(CallOptions),
     /// Make a world that stands until `lab down`.
     Up(UpOptions),
     /// Pods of the standing world.
@@ -65,6 +73,16 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(options) => {
             lab::world::contain()?;
             let is_good = runtime()?.block_on(demo::run(options, &Screen::new()))?;
+            return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Bursts(options) => {
+            lab::world::contain()?;
+            let is_good = runtime()?.block_on(bursts::run(options, &Screen::new()))?;
+            return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Calls(options) => {
+            lab::world::contain()?;
+            let is_good = runtime()?.block_on(calls::run(options, &Screen::new()))?;
             return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Exec { target, command } => return standing::exec(&target, &command),

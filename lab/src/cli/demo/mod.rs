@@ -15,7 +15,8 @@ use futures::future::try_join_all;
 use lab::cloud::IMDS;
 use lab::world::{Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec, finish};
 
-use self::report::{Report, distribution, listed, table};
+use self::report::{Report, distribution};
+pub(crate) use self::report::{listed, table};
 use super::screen::Screen;
 
 /// How the demo runs.
