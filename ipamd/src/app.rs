@@ -23,6 +23,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::conflist::Installed;
+use crate::durable::{Disk, RealDisk};
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
@@ -102,6 +103,7 @@ struct Daemon {
     host: HostHandle,
     pool: PoolHandle,
     task: JoinHandle<()>,
+    disk: Arc<dyn Disk>,
     /// ENIs that an earlier process set out to make.
     intents: BTreeMap<String, EniIntent>,
 }
@@ -110,6 +112,7 @@ impl Daemon {
     /// Picks the clients, reads what there is, and brings it together.
     async fn assemble(config: &Config) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let imds = Imds::new(&ImdsOptions::default())?;
         let facts = FactReader::new(imds.clone());
         let (instance, network) = instance_facts(&facts).await?;
@@ -127,7 +130,7 @@ impl Daemon {
             warn!(%warning, "check the node");
         }
 
-        let (sidecar, remembered) = open_sidecar(config, settings.cooldown, &clock)?;
+        let (sidecar, remembered) = open_sidecar(config, settings.cooldown, &disk, &clock)?;
         let budgets = Budgets::of(ec2.clone());
         let executor = Arc::new(Executor::new(
             ec2,
@@ -146,13 +149,13 @@ impl Daemon {
 
         let mut pool = Pool::new(settings);
         pool.observe(enis, clock.now());
-        let mut checkpoint = Checkpoint::at(config.state_file.clone());
+        let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone());
         restore::pool(&mut pool, &mut checkpoint, &remembered, &host, &clock).await?;
         info!(stats = ?pool.stats(), "pool restored");
         let writer = Writer::start(checkpoint, sidecar, clock.clone()).context("start the state writer")?;
         let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock);
         let task = tokio::spawn(task.run());
-        spool::take_in(Path::new(proto::DEL_SPOOL), &pool).await;
+        spool::take_in(&disk, Path::new(proto::DEL_SPOOL), &pool).await;
         Ok(Self {
             executor,
             budgets,
@@ -162,6 +165,7 @@ impl Daemon {
             host,
             pool,
             task,
+            disk,
             intents: remembered.intents,
         })
     }
@@ -169,12 +173,13 @@ impl Daemon {
     /// Serves until `stop`, then ends in order: accepts no more, answers what was accepted,
     /// finishes EC2 work as far as the grace period goes.
     async fn serve(self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
-        let Self { executor, budgets, facts, instance, network, host, pool, task, intents } = self;
+        let Self { executor, budgets, facts, instance, network, host, pool, task, disk, intents } = self;
         let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
         let facts_of_replies = reply_facts(config, &instance, &network);
         let services = Services::new(pool.clone(), host.clone(), facts_of_replies, budgets);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
-        let upkeep = Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone() };
+        let upkeep =
+            Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone(), disk };
         let upkeep = tokio::spawn(upkeep.run(executor, intents));
         write_conflist(config)?;
         info!(socket = proto::IPAMD_SOCKET, "serving");
@@ -202,6 +207,7 @@ impl Daemon {
 fn open_sidecar(
     config: &Config,
     cooldown: Duration,
+    disk: &Arc<dyn Disk>,
     clock: &Clock,
 ) -> anyhow::Result<(Arc<Sidecar>, Remembered)> {
     let boot_id = sidecar::boot_id().context("read the kernel's boot id")?;
@@ -209,7 +215,7 @@ fn open_sidecar(
         std::fs::create_dir_all(directory).with_context(|| format!("make the directory {directory:?}"))?;
     }
     let path = config.state_file.with_file_name(sidecar::FILE_NAME);
-    let (sidecar, remembered) = Sidecar::open(path, &boot_id, clock.moment(), cooldown);
+    let (sidecar, remembered) = Sidecar::open(Arc::clone(disk), path, &boot_id, clock.moment(), cooldown);
     Ok((Arc::new(sidecar), remembered))
 }
 

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::sync::Arc;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 use vpc::{PodKey, PodName};
 
-use crate::durable::{self, WriteError};
+use crate::durable::{self, Disk, WriteError};
 use crate::pool::Allocation;
 
 /// The only version there is.
@@ -29,6 +30,7 @@ pub(crate) trait StateFile: Send + 'static {
 /// The state file at its path.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
 }
 
@@ -131,8 +133,16 @@ struct MetadataIn {
 
 impl Checkpoint {
     /// The state file at `path`; nothing is read or written yet.
-    pub(crate) fn at(path: PathBuf) -> Self {
-        Self { path }
+    pub(crate) fn at(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+        Self { disk, path }
+    }
+
+    /// Removes what a crash in the middle of a write left beside the file.
+    ///
+    /// # Errors
+    /// [`WriteError`] if a leftover stays.
+    pub(crate) fn remove_leftovers(&self) -> Result<(), WriteError> {
+        durable::remove_leftovers(&*self.disk, &self.path)
     }
 
     /// Where it is.
@@ -147,7 +157,7 @@ impl Checkpoint {
     /// # Errors
     /// [`WriteError`] if a faulty file could not be kept aside.
     pub(crate) fn load(&self) -> Result<Loaded, WriteError> {
-        let mut loaded = match fs::read(&self.path) {
+        let mut loaded = match self.disk.read(&self.path) {
             Ok(bytes) => parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
             Err(error) => {
@@ -155,7 +165,7 @@ impl Checkpoint {
             }
         };
         if !loaded.problems.is_empty() {
-            loaded.kept_as = Some(durable::keep_aside(&self.path)?);
+            loaded.kept_as = Some(durable::keep_aside(&*self.disk, &self.path)?);
         }
         Ok(loaded)
     }
@@ -163,7 +173,7 @@ impl Checkpoint {
 
 impl StateFile for Checkpoint {
     fn write(&mut self, allocations: &[Allocation]) -> Result<(), WriteError> {
-        durable::replace(&self.path, render(allocations).as_bytes())
+        durable::replace(&*self.disk, &self.path, render(allocations).as_bytes())
     }
 }
 

@@ -1,12 +1,11 @@
 //! Files that are either wholly old or wholly new after a crash.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod disk;
+
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// Readable by root alone: the files name every pod of the node.
-const FILE_MODE: u32 = 0o600;
+pub(crate) use disk::{Disk, Offload, RealDisk};
 
 /// Makes `contents` the whole content of `path`, durably: once this returns, a crash keeps it.
 ///
@@ -16,37 +15,39 @@ const FILE_MODE: u32 = 0o600;
 /// # Errors
 /// [`WriteError`] if any of that fails. The old content stays, except where only the last sync
 /// failed; then nobody knows which content a crash would leave.
-pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, contents: &[u8]) -> Result<(), WriteError> {
     let fail = |action: &'static str| {
         let path = path.to_owned();
         move |source| WriteError { action, path, source }
     };
     let temporary = temporary_name(path);
-    let written = write_new(&temporary, contents);
-    if let Err(source) = written.and_then(|()| fs::rename(&temporary, path)) {
+    let written = disk
+        .create(&temporary, contents)
+        .and_then(|()| disk.sync(&temporary))
+        .and_then(|()| disk.rename(&temporary, path));
+    if let Err(source) = written {
         // The temporary file is of no use to anybody; its own removal can only fail likewise.
-        let _ = fs::remove_file(&temporary);
+        let _ = disk.remove(&temporary);
         return Err(fail("write")(source));
     }
-    sync_directory(path).map_err(fail("sync the directory of"))
+    disk.sync(directory(path)).map_err(fail("sync the directory of"))
 }
 
 /// Removes what a crash in the middle of [`replace`] left beside `path`.
 ///
 /// # Errors
 /// [`WriteError`] if the directory cannot be read or a leftover cannot be removed.
-pub(crate) fn remove_leftovers(path: &Path) -> Result<(), WriteError> {
+pub(crate) fn remove_leftovers(disk: &dyn Disk, path: &Path) -> Result<(), WriteError> {
     let fail = |source| WriteError { action: "remove leftovers of", path: path.to_owned(), source };
     let prefix = format!("{}.tmp", file_name(path));
-    let entries = match fs::read_dir(directory(path)) {
+    let entries = match disk.list(directory(path)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(fail(error)),
     };
     for entry in entries {
-        let entry = entry.map_err(fail)?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            fs::remove_file(entry.path()).map_err(fail)?;
+        if file_name(&entry).starts_with(&prefix) {
+            disk.remove(&entry).map_err(fail)?;
         }
     }
     Ok(())
@@ -57,13 +58,13 @@ pub(crate) fn remove_leftovers(path: &Path) -> Result<(), WriteError> {
 ///
 /// # Errors
 /// [`WriteError`] if the file system refuses.
-pub(crate) fn keep_aside(path: &Path) -> Result<PathBuf, WriteError> {
+pub(crate) fn keep_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, WriteError> {
     // More than these would only repeat what the first ones show.
     const MOST: u32 = 20;
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     for number in 1..=MOST {
         let aside = directory(path).join(format!("{}.broken-{number}", file_name(path)));
-        match fs::hard_link(path, &aside) {
+        match disk.link(path, &aside) {
             Ok(()) => return Ok(aside),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
             Err(error) => {
@@ -73,16 +74,6 @@ pub(crate) fn keep_aside(path: &Path) -> Result<PathBuf, WriteError> {
         }
     }
     Err(WriteError { action: "keep a copy of", path: path.to_owned(), source: last })
-}
-
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
-    file.write_all(contents)?;
-    file.sync_all()
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(directory(path))?.sync_all()
 }
 
 fn directory(path: &Path) -> &Path {
@@ -95,7 +86,7 @@ fn file_name(path: &Path) -> String {
 
 /// The target's name, `.tmp` and digits, as other daemons that share the directory name theirs.
 fn temporary_name(path: &Path) -> PathBuf {
-    let digits = uuid::Uuid::new_v4().as_u128() % 10_000_000_000;
+    let digits = fastrand::u64(..10_000_000_000);
     directory(path).join(format!("{}.tmp{digits:010}", file_name(path)))
 }
 
@@ -110,6 +101,7 @@ pub(crate) struct WriteError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -119,8 +111,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
 
-        replace(&path, b"first").unwrap();
-        replace(&path, b"second").unwrap();
+        replace(&RealDisk, &path, b"first").unwrap();
+        replace(&RealDisk, &path, b"second").unwrap();
 
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -131,7 +123,7 @@ mod tests {
     fn a_directory_that_is_not_there_is_an_error_that_names_the_file() {
         let directory = tempfile::tempdir().unwrap();
 
-        let error = replace(&directory.path().join("gone/state.json"), b"").unwrap_err();
+        let error = replace(&RealDisk, &directory.path().join("gone/state.json"), b"").unwrap_err();
 
         assert!(error.to_string().contains("gone/state.json"), "{error}");
     }
@@ -143,7 +135,7 @@ mod tests {
             fs::write(directory.path().join(name), b"").unwrap();
         }
 
-        remove_leftovers(&directory.path().join("state.json")).unwrap();
+        remove_leftovers(&RealDisk, &directory.path().join("state.json")).unwrap();
 
         let mut names: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -157,8 +149,8 @@ mod tests {
         let path = directory.path().join("state.json");
         fs::write(&path, b"broken").unwrap();
 
-        let first = keep_aside(&path).unwrap();
-        let second = keep_aside(&path).unwrap();
+        let first = keep_aside(&RealDisk, &path).unwrap();
+        let second = keep_aside(&RealDisk, &path).unwrap();
 
         assert!(first.ends_with("state.json.broken-1") && second.ends_with("state.json.broken-2"));
         assert_eq!(fs::read(first).unwrap(), b"broken");

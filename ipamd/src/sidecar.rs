@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -15,7 +15,7 @@ use tracing::warn;
 use vpc::{EniId, EniSlot, SubnetId};
 
 use crate::clock::Moment;
-use crate::durable::{self, WriteError};
+use crate::durable::{self, Disk, Offload, WriteError};
 use crate::pool::QuarantineReason;
 
 const VERSION: &str = "vpc-cni-node/1";
@@ -85,6 +85,7 @@ pub(crate) struct Remembered {
 /// The second file, and its content in memory.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     content: Mutex<Content>,
 }
@@ -95,12 +96,13 @@ impl Sidecar {
     /// Cooldowns last `cooldown` at most. Those of another boot are void, since every pod ended
     /// with it.
     pub(crate) fn open(
+        disk: Arc<dyn Disk>,
         path: PathBuf,
         boot_id: &str,
         moment: Moment,
         cooldown: Duration,
     ) -> (Self, Remembered) {
-        let found = read(&path).unwrap_or_else(|fault| {
+        let found = read(&*disk, &path).unwrap_or_else(|fault| {
             warn!(path = %path.display(), fault, "second state file not usable; cooldowns start anew");
             None
         });
@@ -122,7 +124,7 @@ impl Sidecar {
             eni_intents: found.eni_intents,
             ..Content::default()
         };
-        (Self { path, content: Mutex::new(content) }, remembered)
+        (Self { disk, path, content: Mutex::new(content) }, remembered)
     }
 
     /// Records which addresses rest and which are held back; writes only if that is news.
@@ -171,6 +173,11 @@ impl Sidecar {
         })
     }
 
+    /// Where to run what changes the file.
+    pub(crate) fn offload(&self) -> Offload {
+        self.disk.offload()
+    }
+
     fn change(&self, edit: impl FnOnce(&mut Content)) -> Result<(), WriteError> {
         // A panic while the lock was held cannot leave half a change: edits are plain moves.
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +186,7 @@ impl Sidecar {
         if next == *content {
             return Ok(());
         }
-        durable::replace(&self.path, render(&next).as_bytes())?;
+        durable::replace(&*self.disk, &self.path, render(&next).as_bytes())?;
         *content = next;
         Ok(())
     }
@@ -193,8 +200,8 @@ fn render(content: &Content) -> String {
 }
 
 /// The content of the file; none if there is no file.
-fn read(path: &Path) -> Result<Option<Content>, String> {
-    let bytes = match fs::read(path) {
+fn read(disk: &dyn Disk, path: &Path) -> Result<Option<Content>, String> {
+    let bytes = match disk.read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.to_string()),
@@ -233,7 +240,7 @@ mod tests {
         }
 
         fn open(&self, boot: &str) -> (Sidecar, Remembered) {
-            Sidecar::open(self.path(), boot, Moment::now(), COOLDOWN)
+            Sidecar::open(Arc::new(durable::RealDisk), self.path(), boot, Moment::now(), COOLDOWN)
         }
     }
 

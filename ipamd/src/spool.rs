@@ -1,28 +1,26 @@
 //! The DELs that plugins left while the daemon was away.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proto::spool::{EXTENSION, MAX_ENTRIES, SpooledDel};
 use tracing::{info, warn};
 use vpc::PodKey;
 
+use crate::durable::Disk;
 use crate::pool_task::{DelError, LateDel, PoolHandle};
 
 /// Takes in everything in the directory, oldest first, and removes what is done with. A missing
 /// directory holds nothing.
-pub(crate) async fn take_in(directory: &Path, pool: &PoolHandle) {
-    let owned = directory.to_owned();
-    let entries = match tokio::task::spawn_blocking(move || read(&owned)).await {
-        Ok(Ok(entries)) => entries,
-        Ok(Err(error)) => {
-            warn!(path = %directory.display(), %error, "DELs left by plugins not read");
-            return;
-        }
+pub(crate) async fn take_in(disk: &Arc<dyn Disk>, directory: &Path, pool: &PoolHandle) {
+    let offload = disk.offload();
+    let (reader, owned) = (Arc::clone(disk), directory.to_owned());
+    let entries = match offload.run(move || read(&*reader, &owned)).await {
+        Ok(entries) => entries,
         Err(error) => {
-            warn!(%error, "DELs left by plugins not read");
+            warn!(path = %directory.display(), %error, "DELs left by plugins not read");
             return;
         }
     };
@@ -34,7 +32,11 @@ pub(crate) async fn take_in(directory: &Path, pool: &PoolHandle) {
                 true
             }
         };
-        if is_done && let Err(error) = fs::remove_file(&path) {
+        if !is_done {
+            continue;
+        }
+        let (remover, owned) = (Arc::clone(disk), path.clone());
+        if let Err(error) = offload.run(move || remover.remove(&owned)).await {
             warn!(path = %path.display(), %error, "DEL left by a plugin not removed; it will be judged again");
         }
     }
@@ -42,22 +44,21 @@ pub(crate) async fn take_in(directory: &Path, pool: &PoolHandle) {
 
 type Entry = (PathBuf, Result<LateDel, String>);
 
-fn read(directory: &Path) -> io::Result<Vec<Entry>> {
-    let listing = match fs::read_dir(directory) {
-        Ok(listing) => listing,
+fn read(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<Entry>> {
+    let mut paths = match disk.list(directory) {
+        Ok(paths) => paths,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut paths = listing.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()?;
     paths.retain(|path| path.to_string_lossy().ends_with(EXTENSION));
     paths.sort();
     // More than plugins leave; the rest has its turn next time.
     paths.truncate(MAX_ENTRIES);
-    Ok(paths.into_iter().map(|path| (path.clone(), read_one(&path))).collect())
+    Ok(paths.into_iter().map(|path| (path.clone(), read_one(disk, &path))).collect())
 }
 
-fn read_one(path: &Path) -> Result<LateDel, String> {
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+fn read_one(disk: &dyn Disk, path: &Path) -> Result<LateDel, String> {
+    let bytes = disk.read(path).map_err(|error| error.to_string())?;
     let entry: SpooledDel = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let key = PodKey::new(&entry.network, &entry.container_id, &entry.interface)
         .map_err(|error| error.to_string())?;
@@ -90,7 +91,10 @@ async fn apply(del: LateDel, pool: &PoolHandle) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::durable::RealDisk;
 
     fn entry(unix_time_ns: u64) -> SpooledDel {
         SpooledDel {
@@ -113,8 +117,11 @@ mod tests {
         }
         fs::write(directory.path().join("00000000000000000001-1.json.tmp"), "{").unwrap();
 
-        let times: Vec<_> =
-            read(directory.path()).unwrap().into_iter().map(|(_, entry)| entry.unwrap().unix_ns).collect();
+        let times: Vec<_> = read(&RealDisk, directory.path())
+            .unwrap()
+            .into_iter()
+            .map(|(_, entry)| entry.unwrap().unix_ns)
+            .collect();
 
         assert_eq!(times, [9, 30, 200]);
     }
@@ -125,7 +132,7 @@ mod tests {
         let path = directory.path().join(entry(1).file_name(1));
         fs::write(&path, serde_json::to_vec(&entry(1)).unwrap()).unwrap();
 
-        assert_eq!(read_one(&path).unwrap().addresses, [Ipv4Addr::new(10, 0, 1, 7)]);
+        assert_eq!(read_one(&RealDisk, &path).unwrap().addresses, [Ipv4Addr::new(10, 0, 1, 7)]);
     }
 
     #[test]
@@ -135,9 +142,9 @@ mod tests {
         fs::write(directory.path().join("1.json"), "{").unwrap();
         fs::write(directory.path().join("2.json"), serde_json::to_vec(&nameless).unwrap()).unwrap();
 
-        let entries = read(directory.path()).unwrap();
+        let entries = read(&RealDisk, directory.path()).unwrap();
 
         assert!(entries.iter().all(|(_, entry)| entry.is_err()), "{entries:?}");
-        assert!(read(&directory.path().join("gone")).unwrap().is_empty());
+        assert!(read(&RealDisk, &directory.path().join("gone")).unwrap().is_empty());
     }
 }

@@ -52,7 +52,7 @@ pub(super) async fn pool(
     host: &HostHandle,
     clock: &Clock,
 ) -> anyhow::Result<()> {
-    if let Err(error) = crate::durable::remove_leftovers(checkpoint.path()) {
+    if let Err(error) = checkpoint.remove_leftovers() {
         warn!(%error, "leftovers of an earlier crash stay");
     }
     let loaded = checkpoint.load().context("keep the damaged state file aside")?;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tracing::{info, warn};
 use vpc::Mac;
 
+use crate::durable::Disk;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, NetworkFacts};
@@ -30,6 +31,7 @@ pub(super) struct Upkeep {
     pub(super) network: Arc<RwLock<NetworkFacts>>,
     pub(super) host: HostHandle,
     pub(super) pool: PoolHandle,
+    pub(super) disk: Arc<dyn Disk>,
 }
 
 impl Upkeep {
@@ -58,7 +60,7 @@ impl Upkeep {
     }
 
     async fn look<E: Ec2>(&self, executor: &Executor<E>) {
-        spool::take_in(Path::new(proto::DEL_SPOOL), &self.pool).await;
+        spool::take_in(&self.disk, Path::new(proto::DEL_SPOOL), &self.pool).await;
         match self.host.evidence().await {
             Ok(evidence) => self.pool.kernel_seen(host::kernel_view(&evidence)).await,
             Err(error) => warn!(%error, "kernel not read"),

@@ -1,5 +1,7 @@
 //! The state file against golden bytes and against every kind of damage.
 
+use std::fs;
+
 use super::*;
 
 /// As a daemon of the reference wrote it.
@@ -129,7 +131,7 @@ fn a_damaged_file_is_kept_before_anything_can_replace_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ipam.json");
     fs::write(&path, &GOLDEN[..GOLDEN.len() - 4]).unwrap();
-    let mut checkpoint = Checkpoint::at(path);
+    let mut checkpoint = Checkpoint::at(Arc::new(durable::RealDisk), path);
 
     let loaded = checkpoint.load().unwrap();
     checkpoint.write(&loaded.allocations).unwrap();
@@ -141,7 +143,7 @@ fn a_damaged_file_is_kept_before_anything_can_replace_it() {
 #[test]
 fn a_good_file_is_not_copied_and_a_missing_one_is_not_made() {
     let directory = tempfile::tempdir().unwrap();
-    let mut checkpoint = Checkpoint::at(directory.path().join("ipam.json"));
+    let mut checkpoint = Checkpoint::at(Arc::new(durable::RealDisk), directory.path().join("ipam.json"));
 
     assert!(checkpoint.load().unwrap().allocations.is_empty());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

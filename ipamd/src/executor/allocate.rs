@@ -177,14 +177,11 @@ impl<E: Ec2> Executor<E> {
     pub(super) async fn record(&self, token: &str, intent: Option<EniIntent>) -> Result<(), WriteError> {
         let sidecar: std::sync::Arc<Sidecar> = std::sync::Arc::clone(&self.sidecar);
         let token = token.to_owned();
-        let written = tokio::task::spawn_blocking(move || match intent {
+        let written = move || match intent {
             Some(intent) => sidecar.record_intent(&token, intent),
             None => sidecar.forget_intent(&token),
-        });
-        match written.await {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        };
+        self.sidecar.offload().run(written).await
     }
 
     pub(super) async fn forget(&self, token: &str) {

@@ -69,7 +69,13 @@ impl World {
 
     fn sidecar(&self) -> (Sidecar, crate::sidecar::Remembered) {
         let path = self.directory.path().join(FILE_NAME);
-        Sidecar::open(path, "boot", Moment::now(), Duration::from_secs(30))
+        Sidecar::open(
+            Arc::new(crate::durable::RealDisk),
+            path,
+            "boot",
+            Moment::now(),
+            Duration::from_secs(30),
+        )
     }
 
     fn intents(&self) -> BTreeMap<String, EniIntent> {

@@ -28,7 +28,7 @@ impl StateFile for Disk {
 }
 
 fn no_space() -> WriteError {
-    durable::replace(Path::new("/proc/no/such/place"), b"").unwrap_err()
+    durable::replace(&durable::RealDisk, Path::new("/proc/no/such/place"), b"").unwrap_err()
 }
 
 type Begun = (Step, oneshot::Sender<Outcome>);
@@ -82,7 +82,8 @@ impl World {
         pool.observe(vec![primary(ips)], Instant::now());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vpc-cni.json");
-        let (sidecar, _) = Sidecar::open(path, "boot", Moment::now(), Duration::from_secs(30));
+        let (sidecar, _) =
+            Sidecar::open(Arc::new(durable::RealDisk), path, "boot", Moment::now(), Duration::from_secs(30));
         let (begun, writes) = mpsc::unbounded_channel();
         let (write_ends, ends) = blocking::channel();
         let writer = Writer::start(Disk { begun, ends }, Arc::new(sidecar), Clock::system()).unwrap();
