@@ -67,7 +67,7 @@ impl Block {
 
 impl BlockKind {
     /// How many addresses a block of this kind has.
-    pub(crate) fn size(self) -> u32 {
+    pub(crate) const fn size(self) -> u32 {
         match self {
             Self::Ip => 1,
             Self::Prefix => 16,

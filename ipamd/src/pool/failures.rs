@@ -107,6 +107,11 @@ impl LastFailures {
         }
     }
 
+    /// Forgets a failure whose cause has gone.
+    pub(super) fn forget(&mut self, kind: &Kind) {
+        self.by_kind.remove(kind);
+    }
+
     /// Forgets what concerned an ENI that is gone.
     pub(super) fn forget_eni(&mut self, eni: &EniId) {
         self.by_kind.retain(|kind, _| kind.eni() != Some(eni));

@@ -6,7 +6,7 @@ use std::time::Instant;
 use vpc::{Eni, EniId};
 
 use super::Pool;
-use super::block::Block;
+use super::block::{Block, BlockKind};
 use super::book::to_u32;
 use super::eni::EniPhase;
 use super::failures::Kind;
@@ -163,6 +163,12 @@ impl Pool {
         }
         self.is_unclear |= is_unclear && *step != Step::ReadSubnets;
         let subnet = self.subnet_of(step);
+        let is_out_of_prefixes =
+            matches!(failure.class, FailureClass::NoFreePrefix | FailureClass::SubnetExhausted)
+                && step.asks_for().is_some_and(|blocks| blocks.kind() == BlockKind::Prefix);
+        if let Some(subnet) = subnet.as_ref().filter(|_| is_out_of_prefixes) {
+            self.subnets.lacks_prefixes(subnet);
+        }
         self.failures.note(step, subnet.as_ref(), failure, now);
     }
 
@@ -178,6 +184,9 @@ impl Pool {
     /// Takes in what EC2 says of the subnets and their tags.
     pub(crate) fn subnets_seen(&mut self, subnets: Vec<Subnet>, now: Instant) {
         self.subnets.read(subnets, now);
+        for subnet in self.subnets.recovered() {
+            self.failures.forget(&Kind::Subnet(subnet, BlockKind::Prefix));
+        }
         for eni in self.book.enis.values_mut() {
             eni.is_excluded = self.subnets.excludes(&eni.facts.subnet);
         }

@@ -1,15 +1,20 @@
 //! What the pool knows of the subnets that ENIs may lie in.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use vpc::SubnetId;
 
+use super::block::BlockKind;
+
 /// How long what EC2 said of the subnets is good enough to place an ENI by. ENIs of one burst
 /// share one look.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// The addresses of a prefix.
+const PREFIX: u32 = BlockKind::Prefix.size();
 
 /// A subnet of this zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +31,7 @@ pub(crate) struct Subnet {
 impl Subnet {
     /// How many /28 blocks it has left at most; fewer if its free addresses are scattered.
     pub(crate) fn free_prefixes_at_most(&self) -> u32 {
-        self.free_addresses / 16
+        self.free_addresses / PREFIX
     }
 }
 
@@ -38,6 +43,8 @@ pub(super) struct Subnets {
     /// EC2 would not say; then only the primary ENI's subnet takes ENIs.
     is_refused: bool,
     excluded: BTreeSet<SubnetId>,
+    /// Subnets that had no free /28, with the free addresses that they had then.
+    out_of_prefixes: BTreeMap<SubnetId, u32>,
 }
 
 impl Subnets {
@@ -56,6 +63,26 @@ impl Subnets {
     pub(super) fn refused(&mut self, now: Instant) {
         self.is_refused = true;
         self.read_at = Some(now);
+    }
+
+    /// The subnet has no free /28 now.
+    pub(super) fn lacks_prefixes(&mut self, subnet: &SubnetId) {
+        let free = self.known.iter().find(|known| known.id == *subnet).map(|known| known.free_addresses);
+        self.out_of_prefixes.insert(subnet.clone(), free.unwrap_or(0));
+    }
+
+    /// The subnets that had no free /28, and since then have got enough addresses back for one.
+    pub(super) fn recovered(&mut self) -> Vec<SubnetId> {
+        let has_recovered = |subnet: &Subnet| {
+            let before = self.out_of_prefixes.get(&subnet.id);
+            before.is_some_and(|before| subnet.free_addresses >= before.saturating_add(PREFIX))
+        };
+        let recovered: Vec<_> =
+            self.known.iter().filter(|known| has_recovered(known)).map(|known| known.id.clone()).collect();
+        for subnet in &recovered {
+            self.out_of_prefixes.remove(subnet);
+        }
+        recovered
     }
 
     pub(super) fn read_at(&self) -> Option<Instant> {

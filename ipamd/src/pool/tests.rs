@@ -1,9 +1,12 @@
 //! The pool, stepped by hand.
 
 mod assigning;
+mod examples;
 mod growing;
+mod prefixes;
 mod property;
 mod restoring;
 mod shrinking;
+mod subnets;
 mod waiting;
 mod world;
