@@ -3,6 +3,7 @@
 //! The SDK's client keeps the session token and repeats what failed on the way. It speaks
 //! IMDSv2 alone, and never through a proxy.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use aws_config::imds::client::Client;
@@ -84,6 +85,24 @@ fn advice(status: u16) -> &'static str {
     match status {
         401 | 403 => "; enable the metadata service with session tokens on the instance",
         _ => "",
+    }
+}
+
+/// What a read of instance metadata comes to: the text, or `None` where there is nothing.
+pub type Metadatum<'a> = Pin<Box<dyn Future<Output = Result<Option<String>, ImdsError>> + Send + 'a>>;
+
+/// Where instance metadata comes from. [`Imds`] asks the service; a simulation answers itself.
+pub trait Metadata: Send + Sync + 'static {
+    /// The text at `path`, like `/latest/meta-data/mac`; `None` where the service has nothing.
+    ///
+    /// # Errors
+    /// [`ImdsError`] if the service does not answer in time, or with an error other than 404.
+    fn get<'a>(&'a self, path: &'a str) -> Metadatum<'a>;
+}
+
+impl Metadata for Imds {
+    fn get<'a>(&'a self, path: &'a str) -> Metadatum<'a> {
+        Box::pin(self.get(path))
     }
 }
 

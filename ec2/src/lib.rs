@@ -5,7 +5,7 @@
 //! - [`Paced`] is the client that everybody calls. It spends a budget of requests by priority,
 //!   backs off for all callers when EC2 throttles, repeats what is safe to repeat, and follows
 //!   pages.
-//! - [`Imds`] reads instance metadata.
+//! - [`Imds`] reads instance metadata; [`Metadata`] is the seam beside it.
 #![forbid(unsafe_code)]
 
 mod action;
@@ -22,7 +22,7 @@ use vpc::{AttachmentId, EniId, EniSlot, InstanceId, InstanceLimits, Prefix, Secu
 pub use action::Action;
 pub use aws::{Aws, AwsOptions};
 pub use error::{Class, Ec2Error, Retry};
-pub use imds::{Imds, ImdsError, ImdsOptions};
+pub use imds::{Imds, ImdsError, ImdsOptions, Metadata, Metadatum};
 pub use paced::{At, Attempt, Bucket, Budget, PaceOptions, Paced, Priority, Rate};
 pub use types::{
     AttachEni, Attachment, AttachmentStatus, CLUSTER_TAG, CREATED_AT_TAG, ConnectionTracking, CreateEni,

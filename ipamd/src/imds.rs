@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use ec2::{Imds, ImdsError};
+use ec2::{ImdsError, Metadata};
 use futures::future::try_join_all;
 use ipnet::Ipv4Net;
 use vpc::{EniId, InstanceId, Mac, SecurityGroupId, SubnetId, VpcId};
@@ -71,15 +72,15 @@ impl FactError {
 const SHOWN: usize = 100;
 
 /// Reads facts from instance metadata.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct FactReader {
-    imds: Imds,
+    imds: Arc<dyn Metadata>,
 }
 
 impl FactReader {
     /// A reader that asks `imds`.
-    pub(crate) fn new(imds: Imds) -> Self {
-        Self { imds }
+    pub(crate) fn new(imds: impl Metadata) -> Self {
+        Self { imds: Arc::new(imds) }
     }
 
     /// Everything that holds for the instance's life, in two rounds of concurrent reads.
