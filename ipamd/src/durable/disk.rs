@@ -119,3 +119,20 @@ impl fmt::Debug for Offload {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn under_simulated_time_work_takes_its_pauses() {
+        let start = tokio::time::Instant::now();
+        let pause = Duration::from_millis(5);
+        let done_after = Offload::Here(Arc::new(move || pause)).run(tokio::time::Instant::now).await - start;
+
+        assert_eq!((done_after, start.elapsed()), (pause, 2 * pause));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, mpsc as blocking};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::chain::chain;
 use crate::checkpoint::StateFile;
 use crate::clock::Clock;
+use crate::durable::Offload;
 use crate::pool::{Allocation, QuarantineReason};
 use crate::sidecar::Sidecar;
 
@@ -25,9 +26,28 @@ struct Job {
     quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
 }
 
+/// The two files, in the hands of whoever writes them.
+struct Files<S> {
+    state: S,
+    sidecar: Arc<Sidecar>,
+    clock: Clock,
+}
+
+impl<S: StateFile> Files<S> {
+    fn write(&mut self, job: &Job) -> Written {
+        // Cooldowns first: an address that has left the state file but rests nowhere could be
+        // given to the next pod at once after a crash between the two.
+        if let Err(error) = self.sidecar.record_pool(&job.cooling, &job.quarantined, self.clock.moment()) {
+            warn!(error = chain(&error), "second state file not written; a restart may forget cooldowns");
+        }
+        let Some(allocations) = &job.allocations else { return Ok(()) };
+        self.state.write(allocations).map_err(|error| chain(&error))
+    }
+}
+
 /// The writing thread, seen from the pool's task. One write at a time.
 pub(crate) struct Writer {
-    jobs: blocking::SyncSender<Job>,
+    jobs: mpsc::Sender<Job>,
     done: mpsc::Receiver<Written>,
 }
 
@@ -36,27 +56,40 @@ impl Writer {
     ///
     /// # Errors
     /// The system's error if it gives no thread.
-    pub(crate) fn start(mut state: impl StateFile, sidecar: Arc<Sidecar>, clock: Clock) -> io::Result<Self> {
-        let (jobs, inbox) = blocking::sync_channel::<Job>(1);
+    pub(crate) fn start(state: impl StateFile, sidecar: Arc<Sidecar>, clock: Clock) -> io::Result<Self> {
+        let (jobs, mut inbox) = mpsc::channel::<Job>(1);
         let (outbox, done) = mpsc::channel(1);
-        thread::Builder::new().name("state-writer".to_owned()).stack_size(256 * 1024).spawn(move || {
-            while let Ok(job) = inbox.recv() {
-                // Cooldowns first: an address that has left the state file but rests nowhere
-                // could be given to the next pod at once after a crash between the two.
-                if let Err(error) = sidecar.record_pool(&job.cooling, &job.quarantined, clock.moment()) {
-                    warn!(
-                        error = chain(&error),
-                        "second state file not written; a restart may forget cooldowns"
-                    );
-                }
-                let written = job
-                    .allocations
-                    .map_or(Ok(()), |allocations| state.write(&allocations).map_err(|error| chain(&error)));
-                if outbox.blocking_send(written).is_err() {
-                    return;
-                }
+        let offload = sidecar.offload();
+        let mut files = Files { state, sidecar, clock };
+        match offload {
+            Offload::Threads => {
+                thread::Builder::new().name("state-writer".to_owned()).stack_size(256 * 1024).spawn(
+                    move || {
+                        while let Some(job) = inbox.blocking_recv() {
+                            if outbox.blocking_send(files.write(&job)).is_err() {
+                                return;
+                            }
+                        }
+                    },
+                )?;
             }
-        })?;
+            #[cfg(test)]
+            Offload::Here(_) => {
+                tokio::spawn(async move {
+                    while let Some(job) = inbox.recv().await {
+                        let work = move || {
+                            let written = files.write(&job);
+                            (files, written)
+                        };
+                        let (back, written) = offload.run(work).await;
+                        files = back;
+                        if outbox.send(written).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
         Ok(Self { jobs, done })
     }
 
@@ -68,7 +101,7 @@ impl Writer {
         quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
     ) {
         // The thread ends only with this sender, and takes one job at a time.
-        let _ = self.jobs.send(Job { allocations, cooling, quarantined });
+        let _ = self.jobs.try_send(Job { allocations, cooling, quarantined });
     }
 
     /// The outcome of the write under way; a thread that ended has failed it.
