@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use datapath::wanted::{HostNetwork, PrimaryLink};
-use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
+use ec2::{Aws, AwsOptions, Ec2, Imds, ImdsOptions, PaceOptions, Paced, Priority};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,9 +30,10 @@ use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::{BlockMode, Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, Budgets, ReplyFacts, Services};
-use crate::sidecar::{self, EniIntent, Remembered, Sidecar};
+use crate::sidecar::{self, EniIntent, Sidecar};
 use crate::{conflist, spool};
 use upkeep::Upkeep;
+use uuid::Uuid;
 
 /// Worker threads: the daemon waits for others nearly all the time.
 const WORKERS: usize = 2;
@@ -93,44 +94,84 @@ async fn live(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     daemon.serve(config, stop).await
 }
 
+/// What the daemon finds around it: the machine's own, or a simulation's.
+pub(crate) struct Surroundings<E> {
+    pub(crate) facts: FactReader,
+    pub(crate) ec2: Paced<E>,
+    pub(crate) host: HostHandle,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) clock: Clock,
+    /// What tells this boot of the machine from every other.
+    pub(crate) boot_id: String,
+    /// Names that nobody else in the account uses.
+    pub(crate) new_token: fn() -> String,
+}
+
 /// Everything that runs, ready to serve.
-struct Daemon {
-    executor: Arc<Executor<Aws>>,
+pub(crate) struct Daemon<E> {
+    executor: Arc<Executor<E>>,
     budgets: Budgets,
     facts: FactReader,
     instance: InstanceFacts,
     network: Arc<RwLock<NetworkFacts>>,
     host: HostHandle,
-    pool: PoolHandle,
-    task: JoinHandle<()>,
+    pub(crate) pool: PoolHandle,
+    pub(crate) task: JoinHandle<()>,
     disk: Arc<dyn Disk>,
     /// ENIs that an earlier process set out to make.
     intents: BTreeMap<String, EniIntent>,
 }
 
-impl Daemon {
-    /// Picks the clients, reads what there is, and brings it together.
+impl Daemon<Aws> {
+    /// Picks the clients, and brings the daemon up with them.
     async fn assemble(config: &Config) -> anyhow::Result<Self> {
-        let clock = Clock::system();
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let imds = Imds::new(&ImdsOptions::default())?;
         let facts = FactReader::new(imds.clone());
         let (instance, network) = instance_facts(&facts).await?;
         info!(?instance, ?network, "instance known");
-
         let aws = Aws::new(&aws_options(config, &instance), &imds).await;
-        let ec2 = Paced::new(aws, PaceOptions::default());
+        let host =
+            host::start(wanted_host(config, &instance, &network)).context("open the host's network")?;
+        if let Some(directory) = config.state_file.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("make the directory {directory:?}"))?;
+        }
+        let surroundings = Surroundings {
+            facts,
+            ec2: Paced::new(aws, PaceOptions::default()),
+            host,
+            disk: Arc::new(RealDisk),
+            clock: Clock::system(),
+            boot_id: sidecar::boot_id().context("read the kernel's boot id")?,
+            new_token: || Uuid::new_v4().to_string(),
+        };
+        Self::bring_up(config, instance, network, surroundings).await
+    }
+}
+
+impl<E: Ec2> Daemon<E> {
+    /// Reads what there is, and brings it together.
+    ///
+    /// # Errors
+    /// Whatever keeps the daemon from knowing what it holds.
+    pub(crate) async fn bring_up(
+        config: &Config,
+        instance: InstanceFacts,
+        network: NetworkFacts,
+        surroundings: Surroundings<E>,
+    ) -> anyhow::Result<Self> {
+        let Surroundings { facts, ec2, host, disk, clock, boot_id, new_token } = surroundings;
         let limits = limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod)).await?;
         let settings = settings(config, &instance, &limits);
         let network = Arc::new(RwLock::new(network));
-
-        let host =
-            host::start(wanted_host(config, &instance, &network)).context("open the host's network")?;
         for warning in host.warnings().await? {
             warn!(%warning, "check the node");
         }
 
-        let (sidecar, remembered) = open_sidecar(config, settings.cooldown, &disk, &clock)?;
+        let path = config.state_file.with_file_name(sidecar::FILE_NAME);
+        let (sidecar, remembered) =
+            Sidecar::open(Arc::clone(&disk), path, &boot_id, clock.moment(), settings.cooldown);
+        let sidecar = Arc::new(sidecar);
         let budgets = Budgets::of(ec2.clone());
         let executor = Arc::new(Executor::new(
             ec2,
@@ -139,7 +180,7 @@ impl Daemon {
             Arc::clone(&network),
             host.clone(),
             Arc::clone(&sidecar),
-            executor_options(config, &limits, clock.clone()),
+            executor_options(config, &limits, clock.clone(), new_token),
         ));
         let enis = restore::inventory(&executor, &clock).await?;
         let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
@@ -170,17 +211,28 @@ impl Daemon {
         })
     }
 
+    /// What is looked at from time to time, for ever.
+    pub(crate) fn upkeep(&self) -> impl Future<Output = ()> + Send + use<E> {
+        let upkeep = Upkeep {
+            facts: self.facts.clone(),
+            primary_mac: self.instance.primary_mac,
+            network: Arc::clone(&self.network),
+            host: self.host.clone(),
+            pool: self.pool.clone(),
+            disk: Arc::clone(&self.disk),
+        };
+        upkeep.run(Arc::clone(&self.executor), self.intents.clone())
+    }
+
     /// Serves until `stop`, then ends in order: accepts no more, answers what was accepted,
     /// finishes EC2 work as far as the grace period goes.
     async fn serve(self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
-        let Self { executor, budgets, facts, instance, network, host, pool, task, disk, intents } = self;
+        let upkeep = tokio::spawn(self.upkeep());
+        let Self { budgets, instance, network, host, pool, task, .. } = self;
         let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
         let facts_of_replies = reply_facts(config, &instance, &network);
         let services = Services::new(pool.clone(), host.clone(), facts_of_replies, budgets);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
-        let upkeep =
-            Upkeep { facts, primary_mac: instance.primary_mac, network, host, pool: pool.clone(), disk };
-        let upkeep = tokio::spawn(upkeep.run(executor, intents));
         write_conflist(config)?;
         info!(socket = proto::IPAMD_SOCKET, "serving");
 
@@ -203,23 +255,12 @@ impl Daemon {
     }
 }
 
-/// The second state file, beside the first.
-fn open_sidecar(
+fn executor_options(
     config: &Config,
-    cooldown: Duration,
-    disk: &Arc<dyn Disk>,
-    clock: &Clock,
-) -> anyhow::Result<(Arc<Sidecar>, Remembered)> {
-    let boot_id = sidecar::boot_id().context("read the kernel's boot id")?;
-    if let Some(directory) = config.state_file.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("make the directory {directory:?}"))?;
-    }
-    let path = config.state_file.with_file_name(sidecar::FILE_NAME);
-    let (sidecar, remembered) = Sidecar::open(Arc::clone(disk), path, &boot_id, clock.moment(), cooldown);
-    Ok((Arc::new(sidecar), remembered))
-}
-
-fn executor_options(config: &Config, limits: &InstanceLimits, clock: Clock) -> ExecutorOptions {
+    limits: &InstanceLimits,
+    clock: Clock,
+    new_token: fn() -> String,
+) -> ExecutorOptions {
     ExecutorOptions {
         cluster_name: config.cluster_name.clone(),
         additional_eni_tags: config.additional_eni_tags.clone(),
@@ -228,12 +269,13 @@ fn executor_options(config: &Config, limits: &InstanceLimits, clock: Clock) -> E
         may_provision: config.may_provision,
         card: limits.default_card,
         clock,
+        new_token,
     }
 }
 
 /// Everything that instance metadata says, however long it takes to say it: without it nothing
 /// can be done, and a container that restarts meanwhile would not help.
-async fn instance_facts(facts: &FactReader) -> anyhow::Result<(InstanceFacts, NetworkFacts)> {
+pub(crate) async fn instance_facts(facts: &FactReader) -> anyhow::Result<(InstanceFacts, NetworkFacts)> {
     let mut pause = Duration::from_millis(500);
     loop {
         let read = async {
@@ -295,8 +337,7 @@ fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) 
     }
 }
 
-fn wanted_host(config: &Config, instance: &InstanceFacts, network: &RwLock<NetworkFacts>) -> HostNetwork {
-    let network = network.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn wanted_host(config: &Config, instance: &InstanceFacts, network: &NetworkFacts) -> HostNetwork {
     HostNetwork {
         primary: PrimaryLink { mac: instance.primary_mac, address: instance.node_ip },
         vpc_cidrs: network.vpc_cidrs.clone(),

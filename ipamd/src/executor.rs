@@ -38,6 +38,8 @@ pub(crate) struct ExecutorOptions {
     /// The network card whose ENIs the pool holds.
     pub(crate) card: u16,
     pub(crate) clock: Clock,
+    /// Names for requests that nobody else in the account uses.
+    pub(crate) new_token: fn() -> String,
 }
 
 /// An ENI as it was last read, with what the pool does not care for.

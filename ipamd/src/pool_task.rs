@@ -11,7 +11,7 @@ mod report;
 mod tests;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub(crate) struct PoolTask<R> {
     events: mpsc::Receiver<Event>,
     steps: JoinSet<Outcome>,
     step_ids: HashMap<Id, StepId>,
-    waiting: HashMap<WaiterId, (PodKey, AddReply)>,
+    waiting: BTreeMap<WaiterId, (PodKey, AddReply)>,
     commit: Commit,
     writer: Writer,
     clock: Clock,
@@ -88,7 +88,7 @@ impl<R: StepRunner> PoolTask<R> {
             events,
             steps: JoinSet::new(),
             step_ids: HashMap::new(),
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             commit: Commit::default(),
             writer,
             clock,
@@ -130,9 +130,11 @@ impl<R: StepRunner> PoolTask<R> {
         // A caller that goes away while its pod waits gives up its place; there is no other way
         // to learn of that than to look, and a look costs nothing, so it happens with each event.
         tokio::select! {
-            event = self.events.recv() => event,
+            // In this order, so that a flood of requests does not hold up what answers them.
+            biased;
             written = self.writer.written(), if self.commit.is_writing() => Some(Event::Written(written)),
             Some(ended) = self.steps.join_next_with_id() => Some(self.step_ended(ended)),
+            event = self.events.recv() => event,
             () = due => Some(Event::Tick),
         }
     }
@@ -186,7 +188,7 @@ impl<R: StepRunner> PoolTask<R> {
             Event::Drain { reply } => {
                 self.is_draining = true;
                 self.drain = Some(reply);
-                for (id, (_, reply)) in self.waiting.drain() {
+                for (id, (_, reply)) in std::mem::take(&mut self.waiting) {
                     self.pool.abandon(id);
                     let _ = reply.send(Err(AddError::ShuttingDown));
                 }

@@ -71,6 +71,7 @@ impl Gate {
                 // Someone more urgent may come in between, so look again on every change.
                 Turn::At(ready, _) => {
                     tokio::select! {
+                        biased;
                         () = sleep_until(ready.into()) => {}
                         () = changed => {}
                     }

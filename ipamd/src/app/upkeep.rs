@@ -54,6 +54,7 @@ impl Upkeep {
             }
         };
         tokio::select! {
+            biased;
             () = resolver => {}
             () = looks => {}
         }

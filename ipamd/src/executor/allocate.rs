@@ -8,7 +8,6 @@ use std::time::Duration;
 use ec2::{At, AttachEni, CREATED_AT_TAG, Class, CreateEni, Ec2, EniRecord, NewAddresses, eni_description};
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
-use uuid::Uuid;
 use vpc::{AttachmentId, Eni, EniId, EniRole, EniSlot, SecurityGroupId, SubnetId};
 
 use super::failure::StepError;
@@ -36,7 +35,7 @@ impl<E: Ec2> Executor<E> {
         let _making = self.making.read().await;
         let cidr =
             self.subnet_cidr(at, wish.subnet).await?.ok_or_else(|| StepError::unknown_subnet(wish.subnet))?;
-        let token = Uuid::new_v4().to_string();
+        let token = (self.options.new_token)();
         let moment = self.options.clock.moment();
         let intent = EniIntent {
             slot: wish.slot,

@@ -63,6 +63,7 @@ impl World {
                 may_provision: true,
                 card: 0,
                 clock: Clock::system(),
+                new_token: || uuid::Uuid::new_v4().to_string(),
             },
         )
     }
