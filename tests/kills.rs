@@ -1,124 +1,28 @@
-//! SIGKILL at the worst moments: of the daemon, and of the plugin at each of its messages.
+//! SIGKILL of the plugin at each of its messages, and a daemon that is not there.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::scenarios;
 use e2e::stage::{Setting, Stage, on};
-use e2e::trace::{End, Fate, Next, Peer, Side, follow, kill_at_message};
-use lab::cloud::GatePoint;
-use lab::world::{Pod, PodSpec, STATE_FILE};
-use nix::libc;
+use e2e::trace::{Fate, Peer, Side, kill_at_message};
+use lab::world::{Pod, PodSpec};
 use serde_json::Value;
 
 /// The pods that a t3.small has room for: three ENIs with three secondary addresses each.
 const FULL: usize = 9;
-
-/// How long the daemon may take to ask EC2 for something that it needs.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// More messages than any call sends; a plugin that sends more is not counted to its end.
 const MOST_MESSAGES: usize = 200;
 
 fn main() {
     e2e::main(scenarios![
-        a_kill_after_create_leaves_no_eni_behind,
-        a_kill_before_an_attach_arrives_leaves_no_eni_behind,
-        a_kill_after_attach_leaves_an_eni_that_pods_use,
-        a_kill_before_an_eni_is_set_up_leaves_one_that_pods_use,
-        a_kill_between_state_file_and_reply_gives_no_address_twice,
         an_add_killed_at_any_netlink_message_is_undone_by_del,
         an_add_killed_at_any_word_to_the_daemon_is_undone_by_del,
         a_del_killed_at_any_netlink_message_is_finished_by_the_next,
         a_del_killed_at_any_word_to_the_daemon_is_finished_by_the_next,
         a_del_without_the_daemon_frees_the_address_once,
     ]);
-}
-
-/// Kills the daemon while it makes its first further ENI and a call of `action` is held at
-/// `point`; then starts it anew and fills the node.
-async fn killed_while(action: &'static str, point: GatePoint) -> Result<()> {
-    on(Setting::new("t3.small").cooldown(2), async |stage| {
-        let gate = stage.cloud().gate(action, point);
-        stage.start().await?;
-        // The first pod takes an address of the primary ENI, and the pool makes up for it.
-        let early = stage.add("early").await?.container_id().to_owned();
-        tokio::time::timeout(PATIENCE, gate.arrived(1)).await.with_context(|| format!("no {action} came"))?;
-
-        stage.kill().await?;
-        gate.open();
-        stage.start().await?;
-
-        ensure!(stage.allocations()?.iter().any(|(id, _)| *id == early), "the restart lost a pod");
-        stage.add_all("late", FULL - 1).await?;
-        stage.check().await?;
-        stage.remove_all().await?;
-        stage.check().await
-    })
-    .await
-}
-
-async fn a_kill_after_create_leaves_no_eni_behind() -> Result<()> {
-    killed_while("CreateNetworkInterface", GatePoint::BeforeAnswer).await
-}
-
-async fn a_kill_before_an_attach_arrives_leaves_no_eni_behind() -> Result<()> {
-    killed_while("AttachNetworkInterface", GatePoint::BeforeWork).await
-}
-
-async fn a_kill_after_attach_leaves_an_eni_that_pods_use() -> Result<()> {
-    killed_while("AttachNetworkInterface", GatePoint::BeforeAnswer).await
-}
-
-async fn a_kill_before_an_eni_is_set_up_leaves_one_that_pods_use() -> Result<()> {
-    killed_while("ModifyNetworkInterfaceAttribute", GatePoint::BeforeWork).await
-}
-
-async fn a_kill_between_state_file_and_reply_gives_no_address_twice() -> Result<()> {
-    on(Setting::new("t3.small").cooldown(2), async |stage| {
-        stage.start().await?;
-        stage.add_all("early", 2).await?;
-        let pod = stage.node().sandbox(PodSpec::new("default", "web")).await?;
-        let (node, container) = (stage.node().clone(), pod.container_id().to_owned());
-        // The directory is synced behind the move of the new file into its place.
-        let judge = move |side: Side, call: &e2e::trace::SystemCall| {
-            let is_sync = side == Side::After && call.number == libc::SYS_fsync;
-            let is_written = is_sync && node.read(STATE_FILE)?.contains(&container);
-            Ok(if is_written { Next::Kill } else { Next::GoOn })
-        };
-        let (ready, is_traced) = tokio::sync::oneshot::channel();
-        let say = move || {
-            let _ = ready.send(());
-            Ok(())
-        };
-        let tracing = tokio::spawn(follow(stage.daemon_pid()?, say, judge));
-        is_traced.await.context("the daemon is not traced")?;
-        let adding = tokio::spawn({
-            let pod = pod.clone();
-            async move { pod.add().await }
-        });
-        ensure!(tracing.await?? == End::Killed, "the daemon ended by itself");
-        let killed_at = std::time::Instant::now();
-        stage.was_killed().await?;
-        let promised = stage.allocations()?;
-        let (_, address) =
-            promised.iter().find(|(id, _)| id == pod.container_id()).context("nothing was written")?;
-        let address: std::net::Ipv4Addr = address.parse()?;
-
-        stage.start().await?;
-
-        // The plugin asks again. The daemon may have put the address to rest, since nothing in the
-        // kernel spoke for it; then nobody may get it before its time, this pod included.
-        adding.await?.context("the ADD that was under way")?;
-        if pod.address() != address {
-            stage.note_released(address, killed_at);
-        }
-        stage.note_added(&pod)?;
-        stage.add_all("late", FULL - 3).await?;
-        stage.check().await
-    })
-    .await
 }
 
 /// Kills the plugin at its first, second, third … message in ADD on both sides of each, follows

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod look;
+pub mod moment;
 pub mod stage;
 pub mod trace;
 
@@ -74,12 +75,17 @@ macro_rules! scenarios {
 ///
 /// Where this machine allows no namespaces, every scenario counts as skipped, by name.
 pub fn main(scenarios: Vec<Scenario>) {
+    main_with(scenarios, SIDE_BY_SIDE);
+}
+
+/// The same with so many scenarios side by side.
+pub fn main_with(scenarios: Vec<Scenario>, side_by_side: usize) {
     let mut arguments = Arguments::from_args();
     let contained = if arguments.list { Ok(()) } else { lab::world::contain() };
     if let Err(error) = &contained {
         eprintln!("skipped: {error:#}");
     }
-    arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
+    arguments.test_threads.get_or_insert(side_by_side);
     let trials = scenarios.into_iter().map(|scenario| trial(scenario, contained.is_ok())).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

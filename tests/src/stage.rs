@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::cloud::{CloudBuilder, CloudHandle, Fault, FaultId};
 use lab::world::cni::PluginError;
 use lab::world::{Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec};
+use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
 
 /// How long kubelet's attempts may go on: past every pause that the daemon makes.
@@ -27,6 +28,8 @@ pub struct Stage {
     ipamd: Option<Ipamd>,
     peer: Pod,
     live: BTreeMap<String, Pod>,
+    /// When each live pod had its address at the latest, in the cloud's time.
+    since: BTreeMap<String, Duration>,
     /// When an address was given back at the earliest.
     released: BTreeMap<Ipv4Addr, Instant>,
     _peers_ipamd: Ipamd,
@@ -101,6 +104,7 @@ impl Setting {
             ipamd: None,
             peer,
             live: BTreeMap::new(),
+            since: BTreeMap::new(),
             released: BTreeMap::new(),
             _peers_ipamd: peers_ipamd,
         })
@@ -136,6 +140,33 @@ impl Stage {
     pub async fn start(&mut self) -> Result<()> {
         self.ipamd = Some(self.node().start_ipamd(&self.options).await?);
         Ok(())
+    }
+
+    /// Starts the daemon without waiting for it; [`Stage::serves`] does that.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn begin(&mut self) -> Result<()> {
+        self.ipamd = Some(self.node().spawn_ipamd(&self.options)?);
+        Ok(())
+    }
+
+    /// Waits until the daemon serves.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn serves(&mut self) -> Result<()> {
+        let node = self.node().clone();
+        let ipamd = self.ipamd.as_mut().context("the daemon does not run")?;
+        ipamd.wait_until_ready(&node, self.options.ready_within).await
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.ipamd.as_ref().context("the daemon does not run")?.signal(signal)
     }
 
     /// The running daemon's process.
@@ -232,6 +263,7 @@ impl Stage {
             ensure!(rested >= self.cooldown, "{address} was given to {} after {rested:?}", pod.label());
         }
         self.live.insert(pod.container_id().to_owned(), pod.clone());
+        self.since.insert(pod.container_id().to_owned(), self.cloud().now());
         Ok(())
     }
 

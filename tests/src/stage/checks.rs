@@ -2,9 +2,11 @@
 //! state file.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::cloud::Request;
 use lab::world::{ECHO_PORT, INTERNET_ECHO, Pod, STATE_FILE};
 use serde_json::Value;
 
@@ -21,6 +23,71 @@ const TO_POD: u64 = 512;
 const FROM_POD: u64 = 1536;
 
 impl Stage {
+    /// What must hold once a daemon that was ended in the middle of something is back: the pods
+    /// have kept their addresses, nobody's was given back, and all that EC2 holds for the node
+    /// serves pods, `capacity` of them, or has been given back. At the end the pods are gone.
+    ///
+    /// # Errors
+    /// The first that does not hold.
+    pub async fn recovers(&mut self, capacity: usize) -> Result<()> {
+        self.check_own_addresses().await?;
+        let kept = self.allocations()?;
+        for pod in self.live.values() {
+            let entry = (pod.container_id().to_owned(), pod.address().to_string());
+            ensure!(kept.contains(&entry), "the restart lost {}: {kept:?}", pod.label());
+        }
+        self.add_all("late", capacity - self.live.len()).await.context("fill the node")?;
+        self.check().await?;
+        self.check_own_addresses().await?;
+        self.check_books()?;
+        self.remove_all().await?;
+        self.check().await
+    }
+
+    /// Each pod's own interface has its address and no other.
+    async fn check_own_addresses(&self) -> Result<()> {
+        for pod in self.live.values() {
+            let links = pod.place().ip(&["-j", "-4", "addr", "show", "dev", "eth0"]).await?;
+            let own: Vec<_> = links[0]["addr_info"].as_array().into_iter().flatten().collect();
+            let has_it = own.len() == 1 && own[0]["local"] == pod.address().to_string();
+            ensure!(has_it, "{} has {own:?}: expected {}", pod.label(), pod.address());
+        }
+        Ok(())
+    }
+
+    /// On a full node every address that EC2 holds for it is a pod's, and none of a pod has been
+    /// given back.
+    fn check_books(&self) -> Result<()> {
+        let snapshot = self.cloud().snapshot();
+        let in_use: BTreeSet<_> = self.live.values().map(Pod::address).collect();
+        for eni in snapshot.attached(self.node().instance_id()) {
+            let singles = eni.addresses.iter().filter(|it| !it.is_primary).map(|it| it.address);
+            let idle: Vec<_> = singles.filter(|it| !in_use.contains(it)).collect();
+            ensure!(idle.is_empty(), "no pod gets {idle:?} of {}", eni.id);
+            let unused = eni.prefixes.iter().find(|it| !in_use.iter().any(|pod| it.contains(pod)));
+            ensure!(unused.is_none(), "no pod gets an address of {unused:?} of {}", eni.id);
+        }
+        for record in self.cloud().calls() {
+            let Some(Request::UnassignPrivateIpAddresses(given_back)) = &record.call.request else {
+                continue;
+            };
+            let is_given_back = |address: &Ipv4Addr| {
+                given_back.addresses.contains(address)
+                    || given_back.prefixes.iter().any(|it| it.contains(address))
+            };
+            for (id, pod) in &self.live {
+                let was_there = self.since.get(id).is_some_and(|since| *since < record.call.received);
+                ensure!(
+                    !(was_there && is_given_back(&pod.address())),
+                    "{} of {} was given back",
+                    pod.address(),
+                    pod.label()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Everything that must hold once things have calmed down.
     ///
     /// # Errors
@@ -77,14 +144,13 @@ impl Stage {
             let holders: Vec<_> = snapshot
                 .attached(self.node().instance_id())
                 .into_iter()
-                .filter(|eni| eni.addresses.iter().any(|it| it.address == address && !it.is_primary))
+                .filter(|eni| {
+                    eni.addresses.iter().any(|it| it.address == address && !it.is_primary)
+                        || eni.prefixes.iter().any(|it| it.contains(&address))
+                })
                 .collect();
             let [eni] = holders.as_slice() else {
-                bail!(
-                    "{address} of {} is a secondary address of {} attached ENIs",
-                    pod.label(),
-                    holders.len()
-                );
+                bail!("{address} of {} belongs to {} attached ENIs", pod.label(), holders.len());
             };
             let index = eni.attachment.as_ref().map_or(0, |it| it.device_index);
             if index != 0 {
