@@ -73,7 +73,7 @@ async fn a_full_node_refuses_at_once_with_figures_and_limit() -> Result<()> {
 
     let error = refused(node).await?;
 
-    contains_all(&error, &["9 assigned", "0 cooling", "t3.small", "3 ENIs", "3 addresses", "9 in all"])?;
+    contains_all(&error, &["9 assigned", "0 cooling", "t3.small", "3 ENIs", "3 addresses", "9 addresses in all"])?;
     let asks = ["CreateNetworkInterface", "AssignPrivateIpAddresses"];
     for action in asks {
         ensure!(asked.get(action) == lab.cloud().counts().get(action), "EC2 was asked to {action}");
@@ -90,7 +90,7 @@ async fn the_refusal_names_the_setting_that_limits() -> Result<()> {
 
     let error = refused(node).await?;
 
-    contains_all(&error, &["3 assigned", "MAX_ENI allows this t3.small 1 ENIs", "3 in all"])?;
+    contains_all(&error, &["3 assigned", "MAX_ENI allows this t3.small 1 ENIs", "3 addresses in all"])?;
     ensure!(lab.cloud().snapshot().attached(node.instance_id()).len() == 1, "MAX_ENI is not kept");
     ipamd.terminate(PATIENCE).await?;
     lab.shutdown().await
