@@ -297,6 +297,8 @@ impl Pool {
             self.waiters.next_deadline(now),
             self.book.next_cooled(),
             self.failures.next_retry(now),
+            surplus,
+            // An ENI must be old enough besides.
             surplus.map(|due| due.max(self.next_removable(now))),
         ]
         .into_iter()
