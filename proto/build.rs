@@ -5,6 +5,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["rpc.proto", "node.proto", "health.proto"], ["proto"])?;
     // What our own service answers is also printed as JSON.
     let json = "#[derive(serde::Serialize)]";
-    tonic_prost_build::configure().message_attribute("vpccni.node.v1", json).compile_fds(files)?;
+    tonic_prost_build::configure().message_attribute(".vpccni.node.v1", json).compile_fds(files)?;
     Ok(())
 }

@@ -91,7 +91,8 @@ fn hand_back(daemon: &Daemon, request: &Request, args: &PodArgs, journal: &mut J
     }
 }
 
-fn refused(error: AssignError) -> CniError {
+/// What the runtime is told of an ADD that got no address.
+pub(crate) fn refused(error: AssignError) -> CniError {
     let no_address = "add cmd: failed to assign an IP address to container";
     match error {
         AssignError::Call(error) => {

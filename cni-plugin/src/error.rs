@@ -107,28 +107,4 @@ impl fmt::Display for CniError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_printed_over_several_lines_without_a_newline_at_the_end() {
-        let error = CniError::new(Code::INVALID_ENVIRONMENT, "invalid characters in containerID");
-
-        let expected = include_str!("../golden/error-container-id.json").trim_end();
-        assert_eq!(error.with_details("a b").render(), expected);
-    }
-
-    #[test]
-    fn only_what_an_operator_must_change_gets_a_number_of_our_own() {
-        for (reason, code) in [
-            (RefusalReason::NodeFull, 11),
-            (RefusalReason::SubnetExhausted, 11),
-            (RefusalReason::Unspecified, 11),
-            (RefusalReason::PermissionDenied, 100),
-            (RefusalReason::ProvisioningOff, 101),
-            (RefusalReason::BadRequest, 102),
-        ] {
-            assert_eq!(Code::of_refusal(reason).0, code, "{reason:?}");
-        }
-    }
-}
+mod tests;

@@ -28,9 +28,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use commands::ask::AskArgs;
 use commands::init_node::{InitNodeArgs, NodeRoots};
 use commands::max_pods::MaxPodsArgs;
 use commands::probe::{ProbeArgs, Verdict};
+use commands::why::WhyArgs;
 use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
 use tracing::error;
 use vpc::{InstanceLimits, Mac};
@@ -56,6 +58,10 @@ enum Command {
     Probe(ProbeArgs),
     /// Tell how many pods an instance type can have
     MaxPods(MaxPodsArgs),
+    /// Show what the node holds, wants and is doing
+    Status(AskArgs),
+    /// Tell why a pod has its address, or has none
+    Why(WhyArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +78,11 @@ fn main() -> ExitCode {
             }
         }
         Command::MaxPods(args) => finish(block_on(max_pods(&args))),
+        Command::Status(args) => finish(block_on(commands::status::run(&args, &mut io::stdout()))),
+        Command::Why(args) => match block_on(commands::why::run(&args, &mut io::stdout())) {
+            Ok(known) => ExitCode::from(known as u8),
+            Err(error) => finish(Err(error)),
+        },
     }
 }
 

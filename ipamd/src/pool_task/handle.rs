@@ -136,6 +136,12 @@ pub(super) fn queue() -> (PoolHandle, mpsc::Receiver<Event>) {
 }
 
 impl PoolHandle {
+    /// A handle to a pool whose task has ended.
+    #[cfg(test)]
+    pub(crate) fn without_pool() -> Self {
+        Self { events: mpsc::channel(1).0 }
+    }
+
     /// An address for a pod, waiting for one as long as `patience` says if need be.
     ///
     /// A caller that drops the future before there is an address leaves the queue.

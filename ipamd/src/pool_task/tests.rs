@@ -1,5 +1,7 @@
 //! The task against a disk that waits and fails, and steps that end when the test says so.
 
+mod report;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;

@@ -72,7 +72,7 @@ impl Node for Services {
             now_unix_ms: report.at.unix_ms_at(report.at.instant()),
             started_unix_ms: status::started(self),
             planner: Some(status::planner(&report)),
-            addresses: Some(status::counts(&report.pool)),
+            addresses: Some(status::counts(&report.pool, report.at)),
             ..why(&report, &subject)
         }))
     }

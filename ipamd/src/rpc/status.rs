@@ -27,7 +27,7 @@ pub(super) fn status(report: &Report, services: &Services) -> StatusReply {
             state: if report.is_draining { "stopping" } else { "serving" }.to_owned(),
         }),
         instance: Some(instance(&services.facts.instance)),
-        addresses: Some(counts(pool)),
+        addresses: Some(counts(pool, *at)),
         targets: Some(targets(&pool.wants, *at)),
         enis: pool.enis.iter().map(|it| eni(it, *at)).collect(),
         without_eni: pool.pinned.iter().map(assigned).collect(),
@@ -55,8 +55,9 @@ fn instance(facts: &InstanceFacts) -> InstanceStatus {
     }
 }
 
-pub(super) fn counts(pool: &PoolReport) -> AddressCounts {
+pub(super) fn counts(pool: &PoolReport, at: Moment) -> AddressCounts {
     let stats = pool.stats;
+    let cooled = pool.enis.iter().filter_map(next_cooled).min();
     AddressCounts {
         total: stats.total,
         assigned: stats.assigned,
@@ -64,7 +65,16 @@ pub(super) fn counts(pool: &PoolReport) -> AddressCounts {
         quarantined: stats.quarantined,
         free: stats.free,
         setting_up: stats.setting_up,
+        next_cooled_unix_ms: when(at, cooled),
     }
+}
+
+fn next_cooled(eni: &EniReport) -> Option<Instant> {
+    let cooling = eni.addresses.iter().filter_map(|address| match address.state {
+        AddressState::Cooling { until } => Some(until),
+        _ => None,
+    });
+    cooling.min()
 }
 
 fn targets(wants: &Wants, at: Moment) -> Targets {
@@ -87,7 +97,8 @@ fn targets(wants: &Wants, at: Moment) -> Targets {
 }
 
 fn eni(eni: &EniReport, at: Moment) -> EniStatus {
-    let mut counts = AddressCounts::default();
+    let mut counts =
+        AddressCounts { next_cooled_unix_ms: when(at, next_cooled(eni)), ..AddressCounts::default() };
     for address in &eni.addresses {
         counts.total += 1;
         match address.state {

@@ -6,6 +6,7 @@ use proto::rpc::RefusalReason;
 use vpc::{EniSlot, RouteTable};
 
 use super::*;
+use crate::host::fake::FakeHost;
 use crate::pool::{Allocation, Assignment, Reason, Refusal, Released};
 
 fn facts(uses_external_snat: bool) -> ReplyFacts {
@@ -143,4 +144,91 @@ fn timeouts_are_read_in_all_units_of_grpc() {
     ] {
         assert_eq!(translate::grpc_timeout(text), expected.map(Duration::from_millis), "{text:?}");
     }
+}
+
+/// What makes the daemon answer with each reason. A new one does not compile until it is here.
+fn refused_with(reason: RefusalReason) -> Option<rpc::AddNetworkReply> {
+    let by_pool = match reason {
+        RefusalReason::Unspecified => return None,
+        RefusalReason::BadRequest => return Some(translate::bad_request("what is asked for")),
+        RefusalReason::NotReady => return Some(translate::not_ready()),
+        RefusalReason::NodeFull => Reason::NodeFull,
+        RefusalReason::CoolingDown => Reason::CoolingDown,
+        RefusalReason::PoolFilling => Reason::PoolFilling,
+        RefusalReason::SubnetExhausted => Reason::SubnetExhausted,
+        RefusalReason::QuotaExceeded => Reason::QuotaExceeded,
+        RefusalReason::Throttled => Reason::Throttled,
+        RefusalReason::PermissionDenied => Reason::PermissionDenied,
+        RefusalReason::Ec2Unavailable => Reason::Ec2Unavailable,
+        RefusalReason::HostSetupFailed => Reason::HostSetupFailed,
+        RefusalReason::StateNotDurable => Reason::StateNotDurable,
+        RefusalReason::ProvisioningOff => Reason::ProvisioningOff,
+        RefusalReason::Quarantined => Reason::Quarantined,
+    };
+    let refusal = Refusal { reason: by_pool, message: "why".to_owned(), retry_after: None };
+    Some(translate::refused(&refusal))
+}
+
+#[test]
+fn every_reason_of_the_wire_is_given_and_never_without_words() {
+    let reasons: Vec<_> = (0..).map_while(|number| RefusalReason::try_from(number).ok()).collect();
+    assert!(reasons.len() > 13, "{reasons:?}");
+    for reason in reasons {
+        let Some(reply) = refused_with(reason) else { continue };
+
+        let refusal = reply.refusal.unwrap();
+        assert!(!reply.success && !refusal.message.is_empty(), "{reason:?}");
+        assert_eq!(refusal.reason(), reason);
+    }
+    assert_eq!(translate::crowded().refusal.unwrap().reason(), RefusalReason::NotReady);
+}
+
+/// The services over a pool that nobody works for, with room for `calls` at once.
+fn services(calls: usize) -> Services {
+    let paced = Paced::new((), ec2::PaceOptions::default());
+    let host = FakeHost::default().handle();
+    let pool = PoolHandle::without_pool();
+    Services {
+        calls: Arc::new(Semaphore::new(calls)),
+        ..Services::new(pool, host, facts(false), Budgets::of(paced))
+    }
+}
+
+fn add_request(containers: &str) -> Request<rpc::AddNetworkRequest> {
+    Request::new(rpc::AddNetworkRequest {
+        network_name: "aws-cni".to_owned(),
+        container_id: containers.to_owned(),
+        if_name: "eth0".to_owned(),
+        ..rpc::AddNetworkRequest::default()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_add_that_never_gets_its_turn_is_refused_with_a_reason() {
+    let reply = services(0).add_network(add_request("c")).await.unwrap().into_inner();
+
+    assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
+}
+
+#[tokio::test]
+async fn an_add_to_a_daemon_that_ends_is_refused_with_a_reason() {
+    let reply = services(1).add_network(add_request("c")).await.unwrap().into_inner();
+    assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
+
+    let closed = services(1);
+    closed.calls.close();
+    let reply = closed.add_network(add_request("c")).await.unwrap().into_inner();
+    assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
+}
+
+#[tokio::test]
+async fn an_add_that_asks_for_what_is_not_served_is_refused_with_a_reason() {
+    let nameless = services(1).add_network(add_request("")).await.unwrap().into_inner().refusal.unwrap();
+    assert_eq!(nameless.reason(), RefusalReason::BadRequest);
+    assert_eq!(nameless.message, "the request names no container id");
+
+    let mut request = add_request("c");
+    request.get_mut().requires_multi_nic_attachment = true;
+    let several = services(1).add_network(request).await.unwrap().into_inner().refusal.unwrap();
+    assert_eq!(several.reason(), RefusalReason::BadRequest);
 }

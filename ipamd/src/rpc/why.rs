@@ -1,5 +1,8 @@
 //! What the report says of one pod or one address, for `ipamd why`.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
