@@ -70,7 +70,10 @@ impl Pool {
     /// Whether blocks of `kind` are to be asked for in a subnet at all: single IPs are a stopgap
     /// in prefix mode.
     fn may_hold(&self, subnet: &SubnetId, kind: BlockKind) -> bool {
-        kind == self.settings.mode.kind() || self.failures.is_out_of(subnet, self.settings.mode.kind())
+        match (self.settings.mode, kind) {
+            (BlockMode::Prefixes, BlockKind::Ip) => self.failures.is_out_of(subnet, BlockKind::Prefix),
+            (mode, kind) => kind == mode.kind(),
+        }
     }
 
     /// Whether nothing is kept warm for pods to come.
