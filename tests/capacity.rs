@@ -73,7 +73,10 @@ async fn a_full_node_refuses_at_once_with_figures_and_limit() -> Result<()> {
 
     let error = refused(node).await?;
 
-    contains_all(&error, &["9 assigned", "0 cooling", "t3.small", "3 ENIs", "3 addresses", "9 addresses in all"])?;
+    contains_all(
+        &error,
+        &["9 assigned", "0 cooling", "t3.small", "3 ENIs", "3 addresses", "9 addresses in all"],
+    )?;
     let asks = ["CreateNetworkInterface", "AssignPrivateIpAddresses"];
     for action in asks {
         ensure!(asked.get(action) == lab.cloud().counts().get(action), "EC2 was asked to {action}");

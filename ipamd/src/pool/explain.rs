@@ -100,7 +100,19 @@ impl Pool {
                 _ => u32::from(has(BlockKind::Ip)),
             }
         };
-        let mut room = 0_u32;
+        let under_way = self.running.steps().values().map(|step| match step {
+            Step::AllocateEni { subnet, blocks, .. } => {
+                self.settings.slots_per_eni.saturating_sub(blocks.count()).saturating_mul(size(subnet))
+            }
+            Step::Assign { eni, .. } | Step::Unassign { eni, .. } | Step::SetUpEni { eni } => {
+                let entry = self.book.enis.get(eni);
+                entry.map_or(0, |entry| {
+                    self.slots_left_by(step, entry).saturating_mul(size(&entry.facts.subnet))
+                })
+            }
+            _ => 0,
+        });
+        let mut room = under_way.fold(0, u32::saturating_add);
         for eni in self.book.enis.values().filter(|eni| self.is_growable(eni)) {
             let EniEntry { facts, .. } = eni;
             if is_open(&Kind::Assign(facts.id.clone())) && !self.running.touches(&facts.id) {

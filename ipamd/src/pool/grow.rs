@@ -46,10 +46,45 @@ impl Pool {
         for kind in kinds {
             self.fill_enis(*kind, &mut growth, now, steps);
             if *kind == self.settings.mode.kind() {
+                let soon = self.room_under_way(*kind, now, steps) + self.room_after_a_pause(*kind, now);
+                growth.held = growth.held.with(kind.times(soon));
                 self.make_room(*kind, &mut growth, now, steps);
-                growth.held = growth.held.with(kind.times(self.room_after_a_pause(*kind, now)));
             }
             self.allocate_enis(*kind, &mut growth, now, steps);
+        }
+    }
+
+    /// The slots that will be empty on ENIs once what is under way on them has ended. To fill those
+    /// then is sooner done, and with fewer calls, than to make one more ENI now.
+    fn room_under_way(&self, kind: BlockKind, now: Instant, planned: &[Step]) -> u32 {
+        let is_open = |subnet: &SubnetId| {
+            self.may_hold(subnet, kind) && self.failures.may(&Kind::Subnet(subnet.clone(), kind), now)
+        };
+        let steps = self.running.steps().values().chain(planned);
+        let room = steps.map(|step| match step {
+            Step::AllocateEni { subnet, blocks, .. } if is_open(subnet) => {
+                self.settings.slots_per_eni.saturating_sub(blocks.count())
+            }
+            Step::SetUpEni { eni } | Step::Unassign { eni, .. } | Step::Assign { eni, .. } => self
+                .book
+                .enis
+                .get(eni)
+                .filter(|entry| is_open(&entry.facts.subnet))
+                .map_or(0, |entry| self.slots_left_by(step, entry)),
+            _ => 0,
+        });
+        room.sum()
+    }
+
+    /// The slots of an ENI that will be empty when the step on it has ended.
+    pub(super) fn slots_left_by(&self, step: &Step, eni: &EniEntry) -> u32 {
+        if !self.is_growable(eni) {
+            return 0;
+        }
+        match step {
+            Step::Assign { blocks, .. } => self.slots_free(eni).saturating_sub(blocks.count()),
+            Step::Unassign { blocks, .. } => self.slots_free(eni).saturating_add(to_u32(blocks.len())),
+            _ => self.slots_free(eni),
         }
     }
 
@@ -106,11 +141,6 @@ impl Pool {
     /// Where blocks of the other kind, left from another mode, take the slots that are needed:
     /// returns those that are free. The slots count as filled until they are empty.
     fn make_room(&mut self, kind: BlockKind, growth: &mut Growth, now: Instant, steps: &mut Vec<Step>) {
-        let vacated = self.running.steps().values().filter_map(|step| match step {
-            Step::Unassign { blocks, .. } => Some(to_u32(blocks.len())),
-            _ => None,
-        });
-        growth.held = growth.held.with(kind.times(vacated.sum()));
         let candidates: Vec<EniId> = self
             .book
             .enis
