@@ -179,7 +179,7 @@ async fn mistakes_in_the_settings_are_reported_together() -> Result<()> {
 
 async fn odd_arguments_are_refused_without_a_panic() -> Result<()> {
     let long = "x".repeat(100_000);
-    let odd: [&[&str]; 12] = [
+    let odd: [&[&str]; 17] = [
         &[],
         &[""],
         &["--"],
@@ -192,6 +192,11 @@ async fn odd_arguments_are_refused_without_a_panic() -> Result<()> {
         &["max-pods", "--all", "--explain"],
         &["probe", "--addr", "nowhere:no port", "--connect-timeout", "1s"],
         &["init-node", "--cni-bin-dir", &long],
+        &["status", "--socket", "/dev/null"],
+        &["status", "--output", "xml"],
+        &["why"],
+        &["why", "", "--socket", &long],
+        &["why", "default/web", "shop/web"],
     ];
     // Nobody listens there, so that no question waits for an answer.
     let env = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9"), ("AWS_REGION", "us-west-2")];

@@ -130,7 +130,7 @@ async fn a_full_node_says_whom_it_refused_and_why() -> Result<()> {
     let status = text(node, &["status"], 0).await?;
     contains_all(
         &status,
-        &[node.instance_id(), "t3.small", "3 assigned, 0 free", "NODE_FULL", "one-too-many"],
+        &[node.instance_id(), "t3.small", "3 assigned, 0 free", "NODE_FULL", "one-too-many", "cannot get"],
     )?;
     let status = json(node, &["status"]).await?;
     let enis = status["enis"].as_array().context("no ENIs")?;

@@ -1,7 +1,7 @@
 //! Times and tables for people.
 
 use jiff::Timestamp;
-use proto::node::{AddressCounts, PodStatus};
+use proto::node::{AddressCounts, HeldBack, PodStatus};
 
 /// The characters of a container id that people look at.
 const SHORT_ID: usize = 12;
@@ -72,6 +72,15 @@ pub(super) fn pod(pod: Option<&PodStatus>) -> String {
         return format!("sandbox {short}");
     }
     format!("{}/{}", pod.namespace, pod.name)
+}
+
+/// What the planner would do, and why it does not.
+pub(super) fn held_back(held: &HeldBack, now_unix_ms: i64) -> String {
+    let HeldBack { step, until_unix_ms, because } = held;
+    match until_unix_ms {
+        Some(until) => format!("waiting until {} to {step}, because {because}", moment(*until, now_unix_ms)),
+        None => format!("cannot {step}: {because}"),
+    }
 }
 
 /// Rows with their columns aligned to the left and two spaces between, each with `indent` spaces

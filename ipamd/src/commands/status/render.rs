@@ -2,7 +2,7 @@
 
 use proto::node::{ActionBudget, EniStatus, StatusReply, SubnetStatus, Targets};
 
-use crate::commands::text::{count, distance, moment, pod, span, states, table};
+use crate::commands::text::{count, distance, held_back, moment, pod, span, states, table};
 
 /// The kernel's main route table, which serves the primary ENI.
 const MAIN_TABLE: u32 = 254;
@@ -57,15 +57,17 @@ fn head(reply: &StatusReply) -> String {
 }
 
 fn settings(wanted: &Targets) -> String {
-    let settings = [
-        ("WARM_IP_TARGET", wanted.warm_ip_target),
-        ("MINIMUM_IP_TARGET", wanted.minimum_ip_target),
-        ("WARM_PREFIX_TARGET", wanted.warm_prefix_target),
-        ("WARM_ENI_TARGET", wanted.warm_eni_target),
-    ];
-    let set = settings.iter().filter(|(_, value)| *value > 0);
-    let set: Vec<_> = set.map(|(name, value)| format!("{name}={value}")).collect();
-    let set = if set.is_empty() { "nothing kept warm".to_owned() } else { set.join(" ") };
+    let counts_ips = wanted.warm_ip_target > 0 || wanted.minimum_ip_target > 0;
+    // Whole ENIs or prefixes are kept warm only where single addresses are not counted.
+    let settings = match (counts_ips, wanted.mode.as_str()) {
+        (true, _) => {
+            vec![("WARM_IP_TARGET", wanted.warm_ip_target), ("MINIMUM_IP_TARGET", wanted.minimum_ip_target)]
+        }
+        (false, "prefixes") => vec![("WARM_PREFIX_TARGET", wanted.warm_prefix_target)],
+        (false, _) => vec![("WARM_ENI_TARGET", wanted.warm_eni_target)],
+    };
+    let set: Vec<_> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let set = set.join(" ");
     let mut text = format!("{set}, by {}", wanted.mode);
     if wanted.missing > 0 {
         text.push_str(&format!("; {} missing", count(wanted.missing, "address is", "addresses are")));
@@ -176,13 +178,7 @@ fn planner(reply: &StatusReply) -> String {
         lines.push(format!("doing: {}{}", step.step, since.unwrap_or_default()));
     }
     for held in &planner.held_back {
-        let until = held.until_unix_ms.map(|until| format!("until {} ", moment(until, now)));
-        lines.push(format!(
-            "waiting {}to {}, because {}",
-            until.unwrap_or_default(),
-            held.step,
-            held.because
-        ));
+        lines.push(held_back(held, now));
     }
     if lines.is_empty() {
         lines.push(idle(reply));

@@ -132,11 +132,18 @@ fn trouble_is_told_with_its_reasons_and_times() {
             step: "assign 9 secondary IPs to eni-1".to_owned(),
             since_unix_ms: Some(NOW - 2_000),
         }],
-        held_back: vec![HeldBack {
-            step: "allocate an ENI".to_owned(),
-            until_unix_ms: Some(NOW + 8_000),
-            because: "EC2 denied ec2:CreateNetworkInterface".to_owned(),
-        }],
+        held_back: vec![
+            HeldBack {
+                step: "allocate an ENI".to_owned(),
+                until_unix_ms: Some(NOW + 8_000),
+                because: "EC2 denied ec2:CreateNetworkInterface".to_owned(),
+            },
+            HeldBack {
+                step: "get 9 more addresses".to_owned(),
+                until_unix_ms: None,
+                because: "MAX_ENI allows 1 ENI".to_owned(),
+            },
+        ],
         next_look_unix_ms: None,
     });
     reply.ec2_budget = vec![budget(0, 2, Some(NOW + 4_000)), budget(25, 0, None)];
@@ -177,6 +184,7 @@ subnet-1  10.0.1.0/24  40    at most 2  1 min ago  had too little; left alone un
 planner
   doing: assign 9 secondary IPs to eni-1, for 2 s
   waiting until 2026-11-21T14:02:19Z (in 8 s) to allocate an ENI, because EC2 denied ec2:CreateNetworkInterface
+  cannot get 9 more addresses: MAX_ENI allows 1 ENI
 
 EC2 budget
   AssignPrivateIpAddresses  0 of 25 tokens left, 1 a second come back; 2 requests wait; EC2 throttles: nothing is sent for 4 s
@@ -221,6 +229,28 @@ fn an_idle_planner_says_why() {
         ..quiet()
     };
     assert!(render(&unknown).contains("  nothing under way; it looks again in 9 s\n"));
+}
+
+#[test]
+fn only_the_targets_that_count_are_shown() {
+    let with = |change: &dyn Fn(&mut Targets)| {
+        let mut reply = quiet();
+        let targets = reply.targets.as_mut().unwrap();
+        targets.warm_prefix_target = 1;
+        change(targets);
+        let text = render(&reply);
+        text.lines().find_map(|line| line.strip_prefix("target     ")).unwrap().to_owned()
+    };
+
+    assert_eq!(with(&|_| ()), "WARM_ENI_TARGET=1, by secondary IPs; reached");
+    assert_eq!(
+        with(&|wanted| wanted.mode = "prefixes".to_owned()),
+        "WARM_PREFIX_TARGET=1, by prefixes; reached"
+    );
+    assert_eq!(
+        with(&|wanted| wanted.warm_ip_target = 2),
+        "WARM_IP_TARGET=2 MINIMUM_IP_TARGET=0, by secondary IPs; reached"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use proto::node::{
     WhyReply,
 };
 
-use crate::commands::text::{count, distance, moment, pod, span, states};
+use crate::commands::text::{count, distance, held_back, moment, pod, span, states};
 
 pub(super) fn render(subject: &str, reply: &WhyReply) -> String {
     let lines = match (&reply.address, reply.pods.as_slice()) {
@@ -100,9 +100,7 @@ fn waiting(who: &str, wait: &WaitingPod, reply: &WhyReply) -> Vec<String> {
         lines.push(format!("  under way: {}{}", step.step, since.unwrap_or_default()));
     }
     for held in &planner.held_back {
-        let until = held.until_unix_ms.map(|until| format!(" until {}", moment(until, now)));
-        let until = until.unwrap_or_default();
-        lines.push(format!("  not done{until}: {}, because {}", held.step, held.because));
+        lines.push(format!("  {}", held_back(held, now)));
     }
     if let Some(addresses) = &reply.addresses {
         let next = addresses.next_cooled_unix_ms.map(|at| distance(at, now));

@@ -1,6 +1,6 @@
 //! Every kind of answer, as a person reads it.
 
-use proto::node::{AddressCounts, Planner, StepStatus};
+use proto::node::{AddressCounts, HeldBack, Planner, StepStatus};
 use proto::node::{
     AddressPlace, AddressStory, Holding, PodStatus, PodStory, RefusedPod, ReleasedAddress, WaitingPod,
 };
@@ -94,8 +94,13 @@ fn a_pod_that_waits_says_for_what() {
         until_for_cooling_unix_ms: NOW + 31_000,
     };
     let step = StepStatus { step: "set up eni-2 on the host".to_owned(), since_unix_ms: Some(NOW - 400) };
+    let held = HeldBack {
+        step: "get 9 more addresses".to_owned(),
+        until_unix_ms: None,
+        because: "MAX_ENI allows 1 ENI".to_owned(),
+    };
     let waiting = WhyReply {
-        planner: Some(Planner { under_way: vec![step], ..Planner::default() }),
+        planner: Some(Planner { under_way: vec![step], held_back: vec![held], ..Planner::default() }),
         addresses: Some(AddressCounts {
             assigned: 9,
             cooling: 1,
@@ -108,6 +113,7 @@ fn a_pod_that_waits_says_for_what() {
 default/web waits for an address since 2026-11-21T14:02:08Z (3 s ago)
   it waits 17 s more at most, and 31 s for an address that cools
   under way: set up eni-2 on the host, for 0.4 s
+  cannot get 9 more addresses: MAX_ENI allows 1 ENI
   addresses of this node: 9 assigned, 0 free, 1 cooling, 0 quarantined; the next one that cools is free in 12 s
   container 0123456789abcdef, interface eth0, network aws-cni
 ";
