@@ -10,7 +10,7 @@ use e2e::look::{self, at_rest, lines, suffix};
 use e2e::{scenarios, until};
 use lab::world::cni::PluginError;
 use lab::world::{
-    ECHO_PORT, INTERNET_ECHO, Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec, STATE_FILE, finish,
+    ECHO_PORT, INTERNET_ECHO, IPAMD_LOG, Ipamd, IpamdOptions, Lab, Node, Pod, PodSpec, STATE_FILE, finish,
 };
 use serde_json::{Value, json};
 
@@ -324,6 +324,9 @@ async fn damaged(damage: impl FnOnce(&str) -> Result<String>) -> Result<()> {
 
     let ipamd = node.start_ipamd(&options()).await?;
     ensure!(is_kept_aside(&node, &bad)?, "the damaged file was not kept:\n{}", node.ipamd_output());
+    let log = node.read(IPAMD_LOG)?;
+    let is_told = log.lines().any(|it| it.contains("state file is damaged") && it.contains("\"error\""));
+    ensure!(is_told, "the damage is not told:\n{log}");
     let held = look::addresses(&pods);
     let others = fill(&node, "other").await?;
     let given = look::addresses(&others);

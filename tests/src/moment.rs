@@ -167,7 +167,6 @@ impl Judge {
         Ok(u16::from_ne_bytes(kind) % 4 != ASKS)
     }
 
-    /// What a call's first argument is a descriptor of.
     fn link(&self, call: &SystemCall) -> Option<String> {
         let descriptor = call.arguments.first()?;
         let link = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", self.pid)).ok()?;

@@ -45,6 +45,8 @@ pub struct SystemCall {
 pub enum Next {
     /// Let it go on.
     GoOn,
+    /// Leave the thread where it stands, and judge again soon; the others go on.
+    Hold,
     /// Kill it where it stands.
     Kill,
 }
@@ -89,6 +91,8 @@ pub async fn follow(
 struct Tracees {
     leader: Pid,
     threads: BTreeMap<Pid, Option<SystemCall>>,
+    /// Threads that are left where they stand.
+    held: Vec<(Pid, Side, SystemCall)>,
 }
 
 impl Tracees {
@@ -113,7 +117,7 @@ impl Tracees {
                 threads.insert(thread, None);
             }
         }
-        let mut tracees = Tracees { leader, threads };
+        let mut tracees = Tracees { leader, threads, held: Vec::new() };
         tracees.await_leader_stop()?;
         Ok(tracees)
     }
@@ -130,6 +134,13 @@ impl Tracees {
         self.resume(self.leader, None);
         loop {
             let mut has_moved = false;
+            for (thread, side, call) in std::mem::take(&mut self.held) {
+                match judge(side, &call)? {
+                    Next::GoOn => self.resume(thread, None),
+                    Next::Hold => self.held.push((thread, side, call)),
+                    Next::Kill => return self.kill(),
+                }
+            }
             for thread in self.threads.keys().copied().collect::<Vec<_>>() {
                 let status = match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
                     Ok(WaitStatus::StillAlive) => continue,
@@ -143,11 +154,15 @@ impl Tracees {
                 has_moved = true;
                 match status {
                     WaitStatus::PtraceSyscall(_) => {
-                        if self.at_system_call(thread, &mut judge)? == Next::Kill {
-                            kill(self.leader, Signal::SIGKILL).context("kill the traced process")?;
-                            return Ok(End::Killed);
+                        let Some((side, call)) = self.system_call(thread)? else {
+                            self.resume(thread, None);
+                            continue;
+                        };
+                        match judge(side, &call)? {
+                            Next::GoOn => self.resume(thread, None),
+                            Next::Hold => self.held.push((thread, side, call)),
+                            Next::Kill => return self.kill(),
                         }
-                        self.resume(thread, None);
                     }
                     WaitStatus::PtraceEvent(_, _, event) => {
                         if event == libc::PTRACE_EVENT_CLONE {
@@ -174,23 +189,22 @@ impl Tracees {
         }
     }
 
-    fn at_system_call(
-        &mut self,
-        thread: Pid,
-        judge: &mut impl FnMut(Side, &SystemCall) -> Result<Next>,
-    ) -> Result<Next> {
+    fn kill(&self) -> Result<End> {
+        kill(self.leader, Signal::SIGKILL).context("kill the traced process")?;
+        Ok(End::Killed)
+    }
+
+    /// The system call that a thread has stopped at.
+    fn system_call(&mut self, thread: Pid) -> Result<Option<(Side, SystemCall)>> {
         let info = ptrace::syscall_info(thread).context("ask for the system call")?;
         if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
             let call = read_call(self.leader, thread)?;
-            let next = judge(Side::Before, &call)?;
-            self.threads.insert(thread, Some(call));
-            return Ok(next);
+            self.threads.insert(thread, Some(call.clone()));
+            return Ok(Some((Side::Before, call)));
         }
-        match self.threads.get_mut(&thread).and_then(Option::take) {
-            Some(call) => judge(Side::After, &call),
-            // The end of a call that was under way when tracing began.
-            None => Ok(Next::GoOn),
-        }
+        // Nothing is known of the end of a call that was under way when tracing began.
+        let call = self.threads.get_mut(&thread).and_then(Option::take);
+        Ok(call.map(|call| (Side::After, call)))
     }
 
     fn resume(&self, thread: Pid, signal: Option<Signal>) {

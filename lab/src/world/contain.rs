@@ -112,6 +112,13 @@ pub(crate) fn tmpfs(at: &str) -> Result<()> {
         .with_context(|| format!("mount a tmpfs on {at}"))
 }
 
+/// Mounts a tmpfs with room for so many bytes.
+pub(crate) fn small_tmpfs(at: &str, bytes: u64) -> Result<()> {
+    let data = format!("mode=755,size={bytes}");
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(data.as_str()))
+        .with_context(|| format!("mount a tmpfs of {bytes} bytes on {at}"))
+}
+
 /// Detaches a mount; content with there being none.
 pub(crate) fn unmount(at: &Path) {
     let _ = umount2(at, MntFlags::MNT_DETACH);

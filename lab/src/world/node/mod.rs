@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use self::ipamd::Lines;
 pub use self::ipamd::{CONFLIST, IPAMD_LOG, IPAMD_SOCKET, Ipamd, IpamdOptions, STATE_FILE};
 use super::Binaries;
+use super::contain::small_tmpfs;
 use super::place::{Place, at};
 use super::policy_agent::{PolicyAgent, PolicyCall};
 use crate::cloud::{CloudHandle, Instance};
@@ -25,6 +26,8 @@ use crate::front::{serve_ec2, serve_imds};
 pub const IMDS_URL: &str = "http://169.254.169.254";
 /// Where EC2 answers inside of every node.
 pub const EC2_URL: &str = "http://127.0.0.100";
+/// Where the daemon keeps its files, inside of a node.
+const STATE_DIRECTORY: &str = "/run/aws-node";
 /// Where the network policy agent listens inside of a node.
 const POLICY_AGENT_SOCKET: &str = "/run/aws-node/npa.sock";
 
@@ -200,6 +203,17 @@ impl Node {
         let target = format!("/opt/cni/bin/{name}");
         self.exec(&["install", "-m", "755", source, &target]).await?;
         Ok(())
+    }
+
+    /// Gives the directory of the daemon's files a file system of its own, which has room for so
+    /// many bytes. What was in it is not seen any more.
+    ///
+    /// # Errors
+    /// The kernel refuses the mount.
+    pub fn set_state_room(&self, bytes: u64) -> Result<()> {
+        self.set_policy_agent(false)?;
+        self.place().run(|| small_tmpfs(STATE_DIRECTORY, bytes))??;
+        self.set_policy_agent(true)
     }
 
     /// Switches the network policy agent on or off.
