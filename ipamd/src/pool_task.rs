@@ -1,7 +1,8 @@
 //! The one owner of the pool: takes events in turn, answers pods, starts steps, has state written.
 //!
 //! A reply leaves only when a write that includes it is durable. While one write runs, further
-//! changes gather and share the next, so that a burst of pods costs few writes.
+//! changes gather and share the next, so that a burst of pods costs few writes. When the disk
+//! refuses, pods that come are refused too; pods that go are let go, and the write is repeated.
 
 mod commit;
 mod handle;
@@ -40,6 +41,9 @@ const BATCH: usize = 256;
 /// The key of a request that only asks whether a pod would get an address.
 const PROBE: &str = "ipamd-readiness-probe";
 
+/// How long after a failed write the next is tried, unless a pod asks for one earlier.
+const REWRITE: Duration = Duration::from_secs(2);
+
 /// Whom a step is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Urgency {
@@ -73,6 +77,8 @@ pub(crate) struct PoolTask<R> {
     recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
     /// The state file holds a pod that is known to be gone.
     is_file_stale: bool,
+    /// When to try again to write what the file has not heard of.
+    rewrite_at: Option<Instant>,
     history: History,
     drain: Option<oneshot::Sender<()>>,
     is_draining: bool,
@@ -94,6 +100,7 @@ impl<R: StepRunner> PoolTask<R> {
             clock,
             recorded_quarantine: Vec::new(),
             is_file_stale: false,
+            rewrite_at: None,
             history: History::default(),
             drain: None,
             is_draining: false,
@@ -120,7 +127,8 @@ impl<R: StepRunner> PoolTask<R> {
 
     /// Waits for whatever happens next; none when nobody can ask for anything any more.
     async fn next_event(&mut self) -> Option<Event> {
-        let wake = self.pool.next_wake(self.clock.now()).map(tokio::time::Instant::from_std);
+        let wake = self.pool.next_wake(self.clock.now()).into_iter().chain(self.rewrite_at).min();
+        let wake = wake.map(tokio::time::Instant::from_std);
         let due = async {
             match wake {
                 Some(wake) => tokio::time::sleep_until(wake).await,
@@ -349,7 +357,7 @@ impl<R: StepRunner> PoolTask<R> {
         match written {
             Ok(()) => self.commit.succeeded(),
             Err(failure) => {
-                error!(error = failure, "state not written; refusing what depended on it");
+                error!(error = failure, "state not written; refusing pods until it is");
                 let action = "write the state file".to_owned();
                 self.history.failed(Failure {
                     at: now,
@@ -360,12 +368,12 @@ impl<R: StepRunner> PoolTask<R> {
                 for change in self.commit.failed() {
                     self.undo(change, &failure, now);
                 }
+                self.rewrite_at = Some(now + REWRITE);
             }
         }
     }
 
     fn undo(&mut self, change: Change, failure: &str, now: Instant) {
-        let not_durable = || DelError::NotDurable(failure.to_owned());
         match change {
             Change::Added { key, replies, .. } => {
                 let held = self.pool.allocations().into_iter().find(|held| held.key == key);
@@ -382,22 +390,14 @@ impl<R: StepRunner> PoolTask<R> {
                 }
             }
             Change::Removed { released, replies } => {
-                self.history.not_released(&released.allocation.key);
-                self.pool.undo_release(released);
+                // The pod goes whether the disk has room or not. Should the daemon end before the
+                // file has heard of it, the kernel tells the next one that nobody is there.
                 for reply in replies {
-                    let _ = reply.send(Err(not_durable()));
+                    let _ = reply.send(Ok(released.clone()));
                 }
             }
             Change::Collected { collected, reply } => {
-                for Collected { released, is_quarantined } in collected.into_iter().rev() {
-                    if is_quarantined {
-                        // Held back it stays: that is true whatever the file says.
-                        continue;
-                    }
-                    self.history.not_released(&released.allocation.key);
-                    self.pool.undo_release(released);
-                }
-                let _ = reply.send(Err(not_durable()));
+                let _ = reply.send(Ok(collected));
             }
         }
     }
@@ -442,10 +442,14 @@ impl<R: StepRunner> PoolTask<R> {
         if self.commit.is_writing() {
             return;
         }
-        let has_changes = self.commit.has_changes() || std::mem::take(&mut self.is_file_stale);
+        let is_due = self.rewrite_at.is_some_and(|at| at <= self.clock.now());
+        let has_changes = self.commit.has_changes() || std::mem::take(&mut self.is_file_stale) || is_due;
         let quarantined = self.pool.quarantined();
         if !has_changes && quarantined == self.recorded_quarantine {
             return;
+        }
+        if has_changes {
+            self.rewrite_at = None;
         }
         self.commit.begin();
         self.recorded_quarantine.clone_from(&quarantined);

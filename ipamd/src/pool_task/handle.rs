@@ -28,8 +28,6 @@ pub(crate) enum AddError {
 pub(crate) enum DelError {
     #[error("datastore: unknown pod")]
     UnknownPod,
-    #[error("the address could not be released durably: {0}")]
-    NotDurable(String),
     #[error("the daemon is shutting down")]
     ShuttingDown,
 }
@@ -159,10 +157,10 @@ impl PoolHandle {
             .unwrap_or(Err(AddError::ShuttingDown))
     }
 
-    /// Takes a pod's address back.
+    /// Takes a pod's address back; answered once that is durable, or the disk refuses.
     ///
     /// # Errors
-    /// [`DelError`] if the key holds nothing, or the release is not durable and was undone.
+    /// [`DelError`] if the key holds nothing.
     pub(crate) async fn del(&self, key: PodKey) -> Result<Released, DelError> {
         self.ask(|reply| Event::Del { key, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
     }
@@ -179,7 +177,7 @@ impl PoolHandle {
     /// Takes the addresses back of all pods that the runtime no longer knows.
     ///
     /// # Errors
-    /// [`DelError`] if that is not durable.
+    /// [`DelError`] if the daemon is going.
     pub(crate) async fn collect(&self, collection: Collection) -> Result<Vec<Collected>, DelError> {
         self.ask(|reply| Event::Collect { collection, reply }).await.unwrap_or(Err(DelError::ShuttingDown))
     }

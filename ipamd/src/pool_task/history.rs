@@ -88,13 +88,6 @@ impl History {
         keep_last(&mut self.releases, PODS);
     }
 
-    /// The release did not last: the pod has its address again.
-    pub(super) fn not_released(&mut self, key: &PodKey) {
-        if let Some(place) = self.releases.iter().rposition(|it| it.allocation.key == *key) {
-            self.releases.remove(place);
-        }
-    }
-
     pub(super) fn failures(&self) -> Vec<Failure> {
         self.failures.iter().cloned().collect()
     }
