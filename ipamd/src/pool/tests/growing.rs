@@ -215,3 +215,31 @@ fn addresses_of_a_new_eni_serve_pods_only_once_the_host_has_set_it_up() {
 
     assert_eq!(world.pool.settle(world.now)[0].1.as_ref().unwrap().address, address(11));
 }
+
+#[test]
+fn a_pod_that_comes_while_an_eni_is_made_waits_for_its_room_and_not_for_another_eni() {
+    let mut world = World::new(counting(settings(3, 3), 1, 0), vec![eni(0, &[1, 2, 3])]);
+    for pod in ["a", "b", "c"] {
+        world.added(pod);
+    }
+    assert_eq!(world.steps(), [allocate(1, Blocks::Ips(1))]);
+
+    assert!(matches!(world.add("d"), Answer::Parked(_)));
+
+    assert!(world.steps().is_empty());
+}
+
+#[test]
+fn pods_are_not_refused_while_enis_under_way_will_have_room_for_them() {
+    let mut world = World::new(counting(settings(2, 3), 1, 0), vec![eni(0, &[1, 2, 3])]);
+    for pod in ["a", "b", "c"] {
+        world.added(pod);
+    }
+    assert_eq!(world.steps(), [allocate(1, Blocks::Ips(1))]);
+
+    for pod in ["d", "e", "f"] {
+        assert!(matches!(world.add(pod), Answer::Parked(_)), "{pod}");
+    }
+
+    assert!(matches!(world.add("too-many"), Answer::Refused(_)));
+}
