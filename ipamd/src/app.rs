@@ -191,7 +191,7 @@ impl<E: Ec2> Daemon<E> {
         let mut pool = Pool::new(settings);
         pool.observe(enis, clock.now());
         let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone());
-        restore::pool(&mut pool, &mut checkpoint, &remembered, &host, &clock).await?;
+        restore::pool(&mut pool, &mut checkpoint, &sidecar, &remembered, &host, &clock).await?;
         info!(stats = ?pool.stats(), "pool restored");
         let writer = Writer::start(checkpoint, sidecar, clock.clone()).context("start the state writer")?;
         let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock);

@@ -107,9 +107,14 @@ impl Sidecar {
             None
         });
         let found = found.unwrap_or_default();
-        let is_same_boot = found.boot_id == boot_id;
         let mut remembered = Remembered { intents: found.eni_intents.clone(), ..Remembered::default() };
-        if is_same_boot {
+        let mut content = Content {
+            version: VERSION.to_owned(),
+            boot_id: boot_id.to_owned(),
+            eni_intents: found.eni_intents,
+            ..Content::default()
+        };
+        if found.boot_id == boot_id {
             remembered.cooling = found
                 .cooling
                 .iter()
@@ -117,13 +122,10 @@ impl Sidecar {
                 .collect();
             remembered.quarantined =
                 found.quarantined.iter().map(|entry| (entry.address, entry.reason)).collect();
+            // An intent may be recorded before the pool is: that must not forget the rest.
+            content.cooling = found.cooling;
+            content.quarantined = found.quarantined;
         }
-        let content = Content {
-            version: VERSION.to_owned(),
-            boot_id: boot_id.to_owned(),
-            eni_intents: found.eni_intents,
-            ..Content::default()
-        };
         (Self { disk, path, content: Mutex::new(content) }, remembered)
     }
 
@@ -273,6 +275,17 @@ mod tests {
         let (cooling, back) = remembered.cooling[0];
         assert_eq!(cooling, address());
         assert!(back >= until && back <= until + Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_start_that_records_an_intent_first_forgets_no_cooldown() {
+        let disk = Disk::new();
+        let until = Instant::now() + COOLDOWN;
+        disk.open("boot").0.record_pool(&[(address(), until)], &[], Moment::now()).unwrap();
+
+        disk.open("boot").0.record_intent("token", intent()).unwrap();
+
+        assert_eq!(disk.open("boot").1.cooling.len(), 1);
     }
 
     #[test]

@@ -9,12 +9,13 @@ use tracing::{debug, error, info, warn};
 use vpc::Eni;
 
 use super::START_PATIENCE;
+use crate::chain::chain;
 use crate::checkpoint::{Checkpoint, StateFile};
 use crate::clock::Clock;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
 use crate::pool::{AddressReport, AddressState, EniReport, FailureClass, Journal, Pool, RestoreNote};
-use crate::sidecar::Remembered;
+use crate::sidecar::{Remembered, Sidecar};
 
 /// What EC2 says is attached; asked again while time may help.
 ///
@@ -44,10 +45,11 @@ pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>, clock: &Clock) -> 
 /// Gives every pod its address back, as far as the witnesses agree.
 ///
 /// # Errors
-/// The kernel cannot be read, or a damaged state file can be neither kept nor replaced.
+/// The kernel cannot be read, or a damaged state file cannot be kept.
 pub(super) async fn pool(
     pool: &mut Pool,
     checkpoint: &mut Checkpoint,
+    sidecar: &Sidecar,
     remembered: &Remembered,
     host: &HostHandle,
     clock: &Clock,
@@ -89,7 +91,17 @@ pub(super) async fn pool(
     }
     report(pool, clock.now());
     if is_changed && (had_allocations || !loaded.problems.is_empty()) {
-        checkpoint.write(&pool.allocations()).context("write the restored state")?;
+        let moment = clock.moment();
+        // Cooldowns first: an address that has left the state file but rests nowhere could be
+        // given to the next pod at once after a crash between the two.
+        let written = sidecar
+            .record_pool(&pool.cooling(), &pool.quarantined(), moment)
+            .and_then(|()| checkpoint.write(&pool.allocations()));
+        if let Err(error) = written {
+            // The old content is judged in the same way by the next start, and the next ADD or
+            // DEL writes anew: no reason to leave the node without a daemon.
+            warn!(error = chain(&error), "restored state not written");
+        }
     }
     Ok(())
 }
