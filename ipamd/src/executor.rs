@@ -8,7 +8,7 @@ mod subnets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -58,6 +58,8 @@ struct Known {
 #[derive(Debug, Default)]
 struct Memory {
     enis: BTreeMap<EniId, Known>,
+    /// Found on their way out, and being deleted.
+    leaving: BTreeSet<EniId>,
     subnet_cidrs: BTreeMap<SubnetId, Ipv4Net>,
     /// As the primary ENI has it; new ENIs get the same.
     connection_tracking: Option<ConnectionTracking>,

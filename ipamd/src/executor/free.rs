@@ -37,24 +37,24 @@ impl<E: Ec2> Executor<E> {
             if let Some(attachment) = record.attachment {
                 at.detach_eni(&attachment.id).await?;
             }
-            self.delete(at, id).await?;
+            delete_detached(at, id).await?;
         }
         self.memory(|memory| memory.enis.remove(id));
         info!(eni = %id, "ENI deleted");
         Ok(Outcome::EniFreed)
     }
+}
 
-    async fn delete(&self, at: &At<E>, id: &EniId) -> Result<(), StepError> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match at.delete_eni(id).await {
-                Err(error) if *error.class() == Class::Busy && attempt < DELETE_TRIES => {
-                    tokio::time::sleep(Duration::from_millis(500 * u64::from(attempt * attempt).min(20)))
-                        .await;
-                }
-                outcome => return Ok(outcome?),
+/// Deletes an ENI that is detached, or about to be.
+pub(super) async fn delete_detached<E: Ec2>(at: &At<E>, id: &EniId) -> Result<(), StepError> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match at.delete_eni(id).await {
+            Err(error) if *error.class() == Class::Busy && attempt < DELETE_TRIES => {
+                tokio::time::sleep(Duration::from_millis(500 * u64::from(attempt * attempt).min(20))).await;
             }
+            outcome => return Ok(outcome?),
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ec2::{Ec2, EniRecord, Priority, Tags};
+use ec2::{AttachmentStatus, Ec2, EniRecord, Priority, Tags};
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 use vpc::{AttachmentId, Eni, EniId, EniKind, EniRole, EniSlot, SubnetId};
 
 use super::failure::StepError;
+use super::free::delete_detached;
 use super::{Executor, Known};
 use crate::imds::Hint;
 use crate::sidecar::EniIntent;
@@ -32,7 +33,10 @@ impl<E: Ec2> Executor<E> {
         let shown: Vec<EniId> = hints.iter().map(|hint| hint.eni.clone()).collect();
         let (records, ()) =
             tokio::join!(at.attached_enis(&self.instance.instance, &shown), self.delete_leftovers());
-        let records = records?;
+        // One that is being detached has no link any more and comes to nobody's aid. EC2 shows it
+        // as attached until it is gone, and whoever began that may have died meanwhile.
+        let (leaving, records): (Vec<_>, Vec<_>) = records?.into_iter().partition(is_leaving);
+        self.see_off(leaving);
         let cidrs = self.subnet_cidrs(&hints, &records).await;
         let mut enis = BTreeMap::new();
         for record in records {
@@ -133,6 +137,25 @@ impl<E: Ec2> Executor<E> {
         }
     }
 
+    /// Deletes, in the background, ENIs of ours that are being detached, unless a step does that.
+    fn see_off(&self, leaving: Vec<EniRecord>) {
+        let is_ours = |record: &EniRecord| record.was_made_for(&self.instance.instance);
+        for record in leaving.into_iter().filter(|record| self.options.may_provision && is_ours(record)) {
+            let is_news = self.memory(|memory| {
+                !memory.enis.contains_key(&record.id) && memory.leaving.insert(record.id.clone())
+            });
+            if is_news {
+                let at = self.ec2.at(Priority::Sweep);
+                tokio::spawn(async move {
+                    match delete_detached(&at, &record.id).await {
+                        Ok(()) => info!(eni = %record.id, "ENI that was being detached is deleted"),
+                        Err(error) => warn!(eni = %record.id, %error, "ENI that was being detached stays"),
+                    }
+                });
+            }
+        }
+    }
+
     fn change(&self, id: &EniId, edit: impl FnOnce(&mut Known)) {
         self.memory(|memory| {
             if let Some(known) = memory.enis.get_mut(id) {
@@ -192,6 +215,11 @@ impl<E: Ec2> Executor<E> {
             }
         }
     }
+}
+
+fn is_leaving(record: &EniRecord) -> bool {
+    let status = record.attachment.as_ref().map(|attachment| attachment.status);
+    matches!(status, Some(AttachmentStatus::Detaching | AttachmentStatus::Detached))
 }
 
 fn survivor(delete_on_termination: bool, attachment: &AttachmentId) -> Option<AttachmentId> {

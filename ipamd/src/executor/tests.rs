@@ -292,6 +292,22 @@ async fn the_inventory_deletes_own_leftovers_and_leaves_those_of_others() {
     assert_eq!(world.secondary_ids(), ["eni-other"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_eni_found_on_its_way_out_is_no_longer_ours_to_use_and_is_deleted() {
+    let world = World::new();
+    let mut leaving = ours("eni-2", 20, Some(SLOT));
+    leaving.attachment.as_mut().unwrap().status = ec2::AttachmentStatus::Detaching;
+    world.ec2.put(leaving.clone());
+    let executor = world.executor();
+
+    let seen = executor.read_inventory().await.unwrap();
+    world.ec2.put(EniRecord { attachment: None, ..leaving });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+
+    assert_eq!(seen.iter().map(|eni| eni.id.as_str()).collect::<Vec<_>>(), ["eni-primary"]);
+    assert_eq!(world.secondary_ids(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn an_eni_that_is_right_costs_no_call_and_one_that_is_not_is_put_right() {
     let world = World::new();
