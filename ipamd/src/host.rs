@@ -16,6 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use vpc::RouteTable;
 
 use crate::pool::KernelView;
+#[cfg(test)]
+pub(crate) use keeper::Work;
+#[cfg(not(test))]
 use keeper::Work;
 pub(crate) use keeper::start;
 
@@ -40,7 +43,21 @@ pub(crate) struct HostHandle {
 #[error("{0}")]
 pub(crate) struct HostFailure(String);
 
+#[cfg(test)]
+impl HostFailure {
+    /// A failure of a simulated host.
+    pub(crate) fn simulated(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 impl HostHandle {
+    /// A handle whose requests are somebody else's to serve.
+    #[cfg(test)]
+    pub(crate) fn simulated(work: mpsc::Sender<Work>) -> Self {
+        Self { work }
+    }
+
     /// Makes the node's network as wanted, with these secondary ENIs, and keeps it so from now
     /// on; returns how much was changed. An ENI without a link is left for
     /// [`HostHandle::set_up_eni`].

@@ -18,6 +18,8 @@ mod pool_task;
 mod report;
 mod rpc;
 mod sidecar;
+#[cfg(test)]
+mod simulation;
 mod spool;
 mod telemetry;
 

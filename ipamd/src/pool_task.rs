@@ -202,6 +202,8 @@ impl<R: StepRunner> PoolTask<R> {
                 }
             }
             Event::Tick => {}
+            #[cfg(test)]
+            Event::Look(look) => (look.0)(&self.pool),
         }
     }
 

@@ -27,11 +27,11 @@ use crate::chain::chain;
 /// Requests that may wait for the thread: a few per ENI, and an instance has some dozen.
 const QUEUE: usize = 64;
 
-type Reply<T> = oneshot::Sender<Result<T, HostFailure>>;
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, HostFailure>>;
 
 /// What the host thread is asked to do.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(crate) enum Work {
     Converge {
         enis: Vec<EniNetwork>,
         reply: Reply<usize>,

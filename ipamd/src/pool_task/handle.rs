@@ -72,6 +72,17 @@ pub(crate) struct Patience {
 pub(super) type AddReply = oneshot::Sender<Result<Assignment, AddError>>;
 pub(super) type DelReply = oneshot::Sender<Result<Released, DelError>>;
 
+/// A test's look at the pool.
+#[cfg(test)]
+pub(super) struct Look(pub(super) Box<dyn FnOnce(&crate::pool::Pool) + Send>);
+
+#[cfg(test)]
+impl std::fmt::Debug for Look {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Look")
+    }
+}
+
 /// Everything that can change the pool, or asks about it.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -119,6 +130,9 @@ pub(super) enum Event {
     },
     /// Something is due by the clock.
     Tick,
+    /// A test looks at the pool itself.
+    #[cfg(test)]
+    Look(Look),
 }
 
 /// How everybody else speaks to the pool. Cheap to clone.
@@ -204,6 +218,20 @@ impl PoolHandle {
     pub(crate) async fn not_served(&self, key: PodKey, pod: PodName, message: String) {
         // Nobody is left to remember it once the task has ended.
         let _ = self.events.send(Event::NotServed { key, pod, message }).await;
+    }
+
+    /// What `look` finds out about the pool; none once the daemon is going.
+    #[cfg(test)]
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&crate::pool::Pool) -> T + Send + 'static,
+    ) -> Option<T> {
+        self.ask(|reply| {
+            Event::Look(Look(Box::new(move |pool| {
+                let _ = reply.send(look(pool));
+            })))
+        })
+        .await
     }
 
     /// Hands over what the kernel shows now.

@@ -1,0 +1,222 @@
+//! What must hold once nothing is out of order any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::node::Node;
+use super::oracle::Violation;
+use super::play::Stage;
+use super::scenario::Event;
+use crate::pool::{AddressReport, AddressState, EniReport, Pool, Stats};
+
+/// How long the longest back-off, the clean-up after a restart, and an ENI's youth may take.
+const RECOVERY: Duration = Duration::from_secs(300);
+
+/// How often to look while something may still settle.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// What a pool says of itself.
+#[derive(Debug, Clone)]
+struct Books {
+    stats: Stats,
+    running: Vec<String>,
+    /// By ENI: its addresses, without its own.
+    enis: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// The pods in the books.
+    pods: Vec<String>,
+    /// Secondary ENIs of which no pod has an address.
+    empty_enis: usize,
+}
+
+fn books(pool: &Pool, now: std::time::Instant) -> Books {
+    let enis = pool.report(now).enis;
+    let is_empty = |eni: &&EniReport| {
+        let is_free = |address: &AddressReport| matches!(address.state, AddressState::Free);
+        eni.role == vpc::EniRole::Secondary && eni.addresses.iter().all(is_free)
+    };
+    Books {
+        stats: pool.stats(),
+        pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
+        running: pool.running().values().map(ToString::to_string).collect(),
+        empty_enis: enis.iter().filter(is_empty).count(),
+        enis: enis
+            .into_iter()
+            .map(|eni| {
+                let addresses = eni.addresses.into_iter().map(|address| address.address).collect();
+                (eni.id.to_string(), addresses)
+            })
+            .collect(),
+    }
+}
+
+/// Waits until every node has come to rest, and holds it against the truth; then nothing more
+/// may be asked of EC2.
+pub(super) async fn settle(stage: &Stage<'_>) {
+    // What people did to ENIs is seen by the hourly sweep at the latest.
+    let is_by_hand = |event: &Event| matches!(event, Event::Hand { .. });
+    let has_hands = stage.scenario.events.iter().any(|(_, event)| is_by_hand(event));
+    let sweep = Duration::from_secs(if has_hands { 4000 } else { 0 });
+    let patience = sweep
+        + RECOVERY
+        + stage.scenario.shrink_delay()
+        + stage.scenario.cooldown()
+        + 40 * stage.scenario.latency;
+    sleep(RECOVERY).await;
+    let mut left = patience.saturating_sub(RECOVERY) + Duration::from_secs(120);
+    let violations = loop {
+        let violations = look(stage).await;
+        if violations.is_empty() || left.is_zero() {
+            break violations;
+        }
+        sleep(LOOK_EVERY).await;
+        left = left.saturating_sub(LOOK_EVERY);
+    };
+    if let Some(violation) = violations.into_iter().next() {
+        stage.world.oracle().violate(violation);
+        return;
+    }
+    stage.world.note(|| "all nodes are at rest".to_owned());
+    let before: Vec<_> = stage.nodes.iter().map(|node| stage.world.cloud.counts_of(&node.instance)).collect();
+    sleep(stage.scenario.idle).await;
+    for (node, before) in stage.nodes.iter().zip(before) {
+        let now = stage.world.cloud.counts_of(&node.instance);
+        // The sweep is hourly: two of it may fall into an hour and a bit.
+        let new: Vec<_> = now
+            .iter()
+            .map(|(action, count)| {
+                (action, count.received - before.get(action).map_or(0, |count| count.received))
+            })
+            .filter(|(action, count)| *count > if action.starts_with("Describe") { 6 } else { 0 })
+            .collect();
+        if !new.is_empty() {
+            let calls = format!("{new:?} within {:?}", stage.scenario.idle);
+            stage.world.oracle().violate(Violation::Restless { node: node.index, calls });
+        }
+    }
+}
+
+async fn look(stage: &Stage<'_>) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let now = tokio::time::Instant::now().into_std();
+    for node in &stage.nodes {
+        let Some(connection) = node.connect() else {
+            violations.push(Violation::Down { node: node.index, error: "nobody listens".to_owned() });
+            continue;
+        };
+        let Some(books) = connection.pool.look(move |pool| books(pool, now)).await else {
+            violations.push(Violation::Down { node: node.index, error: "no answer".to_owned() });
+            continue;
+        };
+        violations.extend(judge(stage, node, &books));
+    }
+    violations.extend(leaks(stage));
+    violations
+}
+
+fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
+    let (index, scenario) = (node.index, stage.scenario);
+    let not_settled = |what: String| Some(Violation::NotSettled { node: index, what });
+    let Books { stats, .. } = books;
+    if !books.running.is_empty() {
+        return not_settled(format!("under way: {:?}", books.running));
+    }
+    let snapshot = stage.world.cloud.snapshot();
+    let at_ec2: BTreeMap<String, BTreeSet<Ipv4Addr>> = snapshot
+        .attached(&node.instance)
+        .into_iter()
+        .map(|eni| {
+            let singles = eni.addresses.iter().filter(|ip| !ip.is_primary).map(|ip| ip.address);
+            let prefixes = eni
+                .prefixes
+                .iter()
+                .flat_map(|prefix| prefix.network().to_bits()..=prefix.broadcast().to_bits());
+            (eni.id.clone(), singles.chain(prefixes.map(Ipv4Addr::from_bits)).collect())
+        })
+        .collect();
+    let oracle = stage.world.oracle();
+    let enis: BTreeSet<_> = books.enis.keys().chain(at_ec2.keys()).collect();
+    for eni in enis {
+        let none = BTreeSet::new();
+        let (known, held) = (books.enis.get(eni).unwrap_or(&none), at_ec2.get(eni).unwrap_or(&none));
+        let excused = |address: &&Ipv4Addr| oracle.was_taken_by_hand(**address);
+        let unknown: Vec<_> = held.difference(known).filter(|address| !excused(address)).collect();
+        let imagined: Vec<_> = known.difference(held).filter(|address| !excused(address)).collect();
+        let is_missing = books.enis.contains_key(eni) != at_ec2.contains_key(eni);
+        let by_hand = oracle.is_by_hand(index, eni);
+        if !by_hand && (is_missing || !unknown.is_empty() || !imagined.is_empty()) {
+            let what =
+                format!("{eni}: only EC2 has {unknown:?}, only the books {imagined:?}, missing {is_missing}");
+            return Some(Violation::NotInBooks { node: index, what });
+        }
+    }
+    let foreign = at_ec2.keys().filter(|eni| oracle.is_by_hand(index, eni)).count();
+    let (per_eni, hand) = (scenario.ips_per_eni(), foreign);
+    let capacity = scenario.eni_limit().saturating_sub(hand) * per_eni;
+    let live = oracle.live(index);
+    let lost_books = oracle.lost_books(index);
+    let waiting = oracle.wanting(index, Duration::from_secs(45));
+    drop(oracle);
+    let free_at_subnets: u32 = snapshot.subnets.values().map(|subnet| subnet.available).sum();
+    if !waiting.is_empty() && live + waiting.len() <= capacity && free_at_subnets > 12 {
+        return Some(Violation::NeverServed { node: index, pods: waiting });
+    }
+    if stats.cooling > 0 || !waiting.is_empty() {
+        // A pod that waits on a full node comes and goes.
+        return if waiting.is_empty() { not_settled(format!("{stats:?}")) } else { None };
+    }
+    let assigned = usize::try_from(stats.assigned).unwrap_or(0);
+    if assigned != live && hand == 0 && !lost_books {
+        let what =
+            format!("{assigned} addresses are assigned, {live} pods live; {stats:?}; {:?}", books.pods);
+        return Some(Violation::NotInBooks { node: index, what });
+    }
+    if stats.quarantined > 0 && !lost_books {
+        return not_settled(format!("still held back: {stats:?}"));
+    }
+    target(stage, index, books, capacity, free_at_subnets)
+}
+
+/// Whether the node holds what its targets ask for, no less and no more.
+fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnets: u32) -> Option<Violation> {
+    let scenario = stage.scenario;
+    let Stats { total, free, .. } = books.stats;
+    let per_eni = u32::try_from(scenario.ips_per_eni()).unwrap_or(0);
+    let room = u32::try_from(capacity).unwrap_or(0).saturating_sub(total).min(subnets.saturating_sub(12));
+    let (warm_ip, minimum) = (scenario.warm_ip(), scenario.minimum_ip());
+    let is_low = if warm_ip > 0 || minimum > 0 {
+        free < warm_ip || total < minimum
+    } else {
+        free < scenario.warm_eni() * per_eni || (scenario.warm_eni() == 0 && free == 0)
+    };
+    // The warm targets stop at the pods that the kubelet may start, which is the capacity and two
+    // on the host's network, or less.
+    let is_capped = total + per_eni >= u32::try_from(capacity).unwrap_or(0);
+    let missed = |what: &str| {
+        let what = format!("{what}: {:?}, {} ENIs, room for {room}", books.stats, books.enis.len());
+        Some(Violation::TargetMissed { node, what })
+    };
+    if is_low && room > 0 && !is_capped {
+        return missed("too few");
+    }
+    let is_high = if warm_ip > 0 || minimum > 0 {
+        free > warm_ip && total > minimum
+    } else {
+        books.empty_enis > 0 && free >= (scenario.warm_eni() * per_eni).max(1) + per_eni
+    };
+    if is_high { missed("too many") } else { None }
+}
+
+/// ENIs that were made for a node and are attached to nothing.
+fn leaks(stage: &Stage<'_>) -> Option<Violation> {
+    let snapshot = stage.world.cloud.snapshot();
+    let leaked: Vec<_> = snapshot
+        .enis
+        .values()
+        .filter(|eni| eni.attachment.is_none() && eni.tags.contains_key(ec2::INSTANCE_TAG))
+        .map(|eni| eni.id.clone())
+        .collect();
+    (!leaked.is_empty()).then(|| Violation::Leaked { what: format!("{leaked:?}") })
+}

@@ -1,0 +1,159 @@
+//! A node's kernel, as far as addresses go: links, routes and rules, and the host thread's work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use datapath::evidence::{Evidence, RuleSeen};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use vpc::RouteTable;
+
+use super::chance::Chance;
+use super::life::Life;
+use super::world::World;
+use crate::host::{HostFailure, HostHandle, Work};
+
+/// As the host thread waits for a link.
+const LINK_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Tables {
+    /// By name, with the sandbox that it belongs to.
+    links: BTreeMap<String, String>,
+    routes: BTreeMap<Ipv4Addr, String>,
+    rules: BTreeMap<Ipv4Addr, BTreeSet<RuleSeen>>,
+}
+
+/// The kernel of one node; outlives the daemon's processes and ends with a reboot.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kernel(Arc<Mutex<Tables>>);
+
+impl Kernel {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a veth; one of that name that a former sandbox left goes first, with its routes.
+    pub(super) fn add_link(&self, name: &str, container: &str) {
+        let mut tables = self.tables();
+        tables.routes.retain(|_, link| link != name);
+        tables.links.insert(name.to_owned(), container.to_owned());
+    }
+
+    /// The pod's namespace has ended: its veth goes, and the routes over it.
+    pub(super) fn remove_link(&self, name: &str, container: &str) {
+        let mut tables = self.tables();
+        if tables.links.get(name).is_none_or(|owner| owner != container) {
+            return;
+        }
+        tables.links.remove(name);
+        tables.routes.retain(|_, link| link != name);
+    }
+
+    pub(super) fn add_rule(&self, address: Ipv4Addr, priority: u32, table: RouteTable) {
+        self.tables().rules.entry(address).or_default().insert(RuleSeen { priority, table });
+    }
+
+    pub(super) fn add_route(&self, address: Ipv4Addr, link: &str) {
+        self.tables().routes.insert(address, link.to_owned());
+    }
+
+    /// As the plugin's DEL does: what leads to the pod goes, its link stays.
+    pub(super) fn remove_pod(&self, address: Ipv4Addr, link: &str, container: &str) {
+        let mut tables = self.tables();
+        let is_own = tables.links.get(link).is_none_or(|owner| owner == container);
+        if tables.routes.get(&address).is_some_and(|led| led != link || !is_own) {
+            // Another pod has it by now.
+            return;
+        }
+        tables.routes.remove(&address);
+        tables.rules.remove(&address);
+    }
+
+    /// The link that the address is routed to.
+    pub(super) fn route_of(&self, address: Ipv4Addr) -> Option<String> {
+        self.tables().routes.get(&address).cloned()
+    }
+
+    pub(super) fn clear(&self) {
+        *self.tables() = Tables::default();
+    }
+
+    fn evidence(&self) -> Evidence {
+        let tables = self.tables();
+        Evidence {
+            routes: tables.routes.iter().map(|(address, link)| ((*address).into(), link.clone())).collect(),
+            rules: tables
+                .rules
+                .iter()
+                .map(|(address, rules)| ((*address).into(), rules.iter().copied().collect()))
+                .collect(),
+            links: tables.links.keys().cloned().collect::<BTreeSet<_>>(),
+            macs: BTreeMap::new(),
+        }
+    }
+}
+
+/// The host thread of one process, on a task.
+pub(super) struct SimHost {
+    pub(super) world: Arc<World>,
+    pub(super) node: usize,
+    pub(super) instance: String,
+    pub(super) kernel: Kernel,
+    pub(super) life: Arc<Life>,
+    pub(super) chance: Chance,
+}
+
+impl SimHost {
+    /// Starts it; it ends with the last handle.
+    pub(super) fn start(mut self) -> HostHandle {
+        let (work, mut inbox) = mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Some(work) = inbox.recv().await {
+                let takes = self.chance.millis(0, 3);
+                sleep(takes).await;
+                if !self.life.acts() {
+                    return;
+                }
+                self.handle(work);
+            }
+        });
+        HostHandle::simulated(work)
+    }
+
+    fn handle(&mut self, work: Work) {
+        match work {
+            Work::Converge { reply, .. } => drop(reply.send(Ok(0))),
+            Work::SetUpEni { eni, reply } => {
+                let (world, instance, life) =
+                    (Arc::clone(&self.world), self.instance.clone(), Arc::clone(&self.life));
+                let late = world.link_delay(self.node) + self.chance.millis(0, 300);
+                let deadline = Instant::now() + LINK_DEADLINE;
+                tokio::spawn(async move {
+                    let mac = eni.mac.to_string();
+                    let has_link = || world.cloud.snapshot().eni_by_mac(&instance, &mac).is_some();
+                    sleep(late.min(LINK_DEADLINE)).await;
+                    while late >= LINK_DEADLINE || !has_link() {
+                        if Instant::now() >= deadline || life.is_over() || reply.is_closed() {
+                            let error = HostFailure::simulated(&format!("link of {mac} is missing"));
+                            return drop(reply.send(Err(error)));
+                        }
+                        sleep(Duration::from_secs(1)).await;
+                    }
+                    drop(reply.send(Ok(())));
+                });
+            }
+            Work::ForgetEni { reply, .. } | Work::VpcCidrs { reply, .. } => drop(reply.send(Ok(()))),
+            Work::RemovePodRules { address, reply } => {
+                self.world.note(|| format!("node {} removes rules of {address}", self.node));
+                self.kernel.tables().rules.remove(&address);
+                drop(reply.send(Ok(())));
+            }
+            Work::Evidence { reply } => drop(reply.send(Ok(self.kernel.evidence()))),
+            Work::Warnings { reply } => drop(reply.send(Ok(Vec::new()))),
+            Work::LinksChanged => {}
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What all nodes share: EC2, the clock, the oracle that judges, and the trace.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lab::cloud::{CloudBuilder, CloudHandle};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::oracle::Oracle;
+use super::scenario::Scenario;
+
+/// Lines of the trace that a failure shows.
+const SHOWN: usize = 60;
+
+/// What happened, line by line, as far as it is kept, and a digest of all of it.
+#[derive(Debug)]
+struct Trace {
+    lines: VecDeque<String>,
+    /// Whether lines are printed at once.
+    is_loud: bool,
+    digest: u64,
+    events: u64,
+}
+
+/// The world of one run.
+pub(super) struct World {
+    pub(super) cloud: CloudHandle,
+    began: Instant,
+    oracle: Mutex<Oracle>,
+    trace: Mutex<Trace>,
+    /// By node: how long a link takes to appear after its ENI was attached, in milliseconds.
+    link_delays: Vec<AtomicU64>,
+    imds_down: AtomicBool,
+    /// Set once no more pods are to come and go.
+    closing: watch::Sender<bool>,
+}
+
+impl World {
+    /// An empty world; instances come with the nodes.
+    pub(super) fn new(scenario: &Scenario, is_loud: bool) -> Arc<Self> {
+        let mut builder = CloudBuilder::new(scenario.seed);
+        for subnet in &scenario.subnets {
+            builder = builder.subnet(*subnet, super::ZONE);
+        }
+        let world = Self {
+            cloud: CloudHandle::start(builder),
+            began: Instant::now(),
+            oracle: Mutex::new(Oracle::new(scenario)),
+            trace: Mutex::new(Trace {
+                lines: VecDeque::new(),
+                is_loud,
+                digest: 0xcbf2_9ce4_8422_2325,
+                events: 0,
+            }),
+            link_delays: (0..scenario.nodes).map(|_| AtomicU64::new(0)).collect(),
+            imds_down: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
+        };
+        Arc::new(world)
+    }
+
+    /// Time since the world began.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(super) fn oracle(&self) -> MutexGuard<'_, Oracle> {
+        let mut oracle = self.oracle.lock().unwrap_or_else(PoisonError::into_inner);
+        oracle.now = self.now();
+        oracle
+    }
+
+    /// Adds a line to the trace.
+    pub(super) fn note(&self, text: impl FnOnce() -> String) {
+        let now = self.now();
+        let line = format!("{:>10.4} {}", now.as_secs_f64(), text());
+        let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        trace.events += 1;
+        for byte in line.bytes() {
+            trace.digest = (trace.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if trace.is_loud {
+            eprintln!("{line}");
+        }
+        if trace.lines.len() >= SHOWN {
+            trace.lines.pop_front();
+        }
+        trace.lines.push_back(line);
+    }
+
+    /// The digest of all lines, their number, and those that are kept.
+    pub(super) fn trace(&self) -> (u64, u64, Vec<String>) {
+        let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        (trace.digest, trace.events, trace.lines.iter().cloned().collect())
+    }
+
+    pub(super) fn link_delay(&self, node: usize) -> Duration {
+        let millis = self.link_delays.get(node).map_or(0, |delay| delay.load(Ordering::Relaxed));
+        Duration::from_millis(millis)
+    }
+
+    pub(super) fn set_link_delay(&self, node: usize, delay: Duration) {
+        if let Some(held) = self.link_delays.get(node) {
+            held.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Has pods that do not stay go.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Returns once pods that do not stay are to go.
+    pub(super) async fn closed(&self) {
+        // The sender lives as long as the world.
+        let _ = self.closing.subscribe().wait_for(|is_closing| *is_closing).await;
+    }
+
+    pub(super) fn is_imds_down(&self) -> bool {
+        self.imds_down.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_imds_down(&self, is_down: bool) {
+        self.imds_down.store(is_down, Ordering::Relaxed);
+    }
+}
