@@ -78,6 +78,8 @@ struct Quarantined {
 pub(crate) struct Remembered {
     pub(crate) cooling: Vec<(Ipv4Addr, Instant)>,
     pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    /// The file is of another boot: whatever was under way then has ended.
+    pub(crate) is_of_another_boot: bool,
     /// By client token; those of earlier boots too, since ENIs outlive a reboot.
     pub(crate) intents: BTreeMap<String, EniIntent>,
 }
@@ -107,7 +109,11 @@ impl Sidecar {
             None
         });
         let found = found.unwrap_or_default();
-        let mut remembered = Remembered { intents: found.eni_intents.clone(), ..Remembered::default() };
+        let mut remembered = Remembered {
+            intents: found.eni_intents.clone(),
+            is_of_another_boot: !found.boot_id.is_empty() && found.boot_id != boot_id,
+            ..Remembered::default()
+        };
         let mut content = Content {
             version: VERSION.to_owned(),
             boot_id: boot_id.to_owned(),
@@ -299,6 +305,7 @@ mod tests {
         let (_, remembered) = disk.open("second");
 
         assert_eq!(remembered.cooling, []);
+        assert!(remembered.is_of_another_boot);
         assert_eq!(remembered.intents["token"], intent());
     }
 

@@ -66,7 +66,8 @@ pub(super) async fn pool(
         allocations: loaded.allocations,
         cooling: remembered.cooling.clone(),
         quarantined: remembered.quarantined.clone(),
-        read_unix_ns: clock.moment().unix_ns(),
+        // No ADD of another boot is under way, whatever the wall clock was set to meanwhile.
+        read_unix_ns: if remembered.is_of_another_boot { i64::MAX } else { clock.moment().unix_ns() },
     };
     let had_allocations = !journal.allocations.is_empty();
     let notes = pool.restore(journal, &host::kernel_view(&evidence), clock.now());
