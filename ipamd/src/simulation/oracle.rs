@@ -103,6 +103,8 @@ struct Holding {
     node: usize,
     container: String,
     pod: String,
+    /// A person had taken the address away before, and nobody told the daemon.
+    is_doomed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -280,7 +282,9 @@ impl Oracle {
             }
             return;
         }
-        if let Some(holding) = self.holdings.get(&address) {
+        let is_doomed = self.taken_by_hand.contains_key(&address);
+        let holding = self.holdings.get(&address);
+        if let Some(holding) = holding.filter(|holding| !holding.is_doomed || holding.node == node) {
             let holder = format!("{} ({}) on node {}", holding.pod, holding.container, holding.node);
             return self.violate(Violation::SharedAddress { address, holder, other: name });
         }
@@ -317,7 +321,7 @@ impl Oracle {
             }
             _ => {}
         }
-        let holding = Holding { node, container: container.to_owned(), pod: pod.to_owned() };
+        let holding = Holding { node, container: container.to_owned(), pod: pod.to_owned(), is_doomed };
         self.holdings.insert(address, holding);
         self.by_container.insert(container.to_owned(), address);
     }
@@ -392,7 +396,7 @@ impl Oracle {
         for (address, holding) in &self.holdings {
             let is_there = held.contains(&(holding.node, *address))
                 || prefixes.iter().any(|(node, prefix)| *node == holding.node && prefix.contains(address));
-            if !is_there && !self.taken_by_hand.contains_key(address) {
+            if !is_there && !holding.is_doomed && !self.taken_by_hand.contains_key(address) {
                 let (address, pod) = (*address, format!("{} ({})", holding.pod, holding.container));
                 return self.violate(Violation::LiveAddressLost { address, pod });
             }
