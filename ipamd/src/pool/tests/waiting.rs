@@ -185,3 +185,13 @@ fn a_delete_ends_the_wait_of_its_pod() {
     world.run();
     assert_eq!(world.pool.stats().assigned, 0);
 }
+
+#[test]
+fn a_pod_whose_add_is_repeated_while_it_waits_takes_one_place() {
+    let mut world = World::bare(settings(1, 2));
+    for pod in ["a", "b", "b"] {
+        assert!(matches!(world.add(pod), Answer::Parked(_)), "{pod}");
+    }
+
+    assert!(world.pool.settle(world.now).is_empty(), "there will be an address for each of the two");
+}
