@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use datapath::wanted::{HostNetwork, PrimaryLink};
-use ec2::{Aws, AwsOptions, Ec2, Imds, ImdsOptions, PaceOptions, Paced, Priority};
+use ec2::{Aws, AwsOptions, Ec2, Imds, ImdsOptions, Paced, Priority};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vpc::{EniRole, InstanceLimits};
+use vpc::{Eni, EniRole, InstanceLimits};
 
 use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
@@ -27,11 +27,12 @@ use crate::durable::{Disk, RealDisk};
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
-use crate::pool::{BlockMode, Pool, Settings};
+use crate::pool::{Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, Budgets, ReplyFacts, Services};
 use crate::sidecar::{self, EniIntent, Sidecar};
 use crate::{conflist, spool};
+use restore::Attached;
 use upkeep::Upkeep;
 use uuid::Uuid;
 
@@ -41,6 +42,9 @@ const WORKERS: usize = 2;
 /// How long a start waits for EC2 or its credentials to come before it gives up, and the
 /// container is started anew with a message that says why.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The same where pods have addresses already: their ADDs and DELs should not wait for EC2.
+const SHORT_PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long a shutdown waits for EC2 work that is under way, of the ten seconds that the
 /// manifest grants the whole of it.
@@ -118,6 +122,7 @@ pub(crate) struct Daemon<E> {
     pub(crate) pool: PoolHandle,
     pub(crate) task: JoinHandle<()>,
     disk: Arc<dyn Disk>,
+    clock: Clock,
     /// ENIs that an earlier process set out to make.
     intents: BTreeMap<String, EniIntent>,
 }
@@ -138,7 +143,7 @@ impl Daemon<Aws> {
         }
         let surroundings = Surroundings {
             facts,
-            ec2: Paced::new(aws, PaceOptions::default()),
+            ec2: Paced::new(aws, config.pace),
             host,
             disk: Arc::new(RealDisk),
             clock: Clock::system(),
@@ -161,7 +166,9 @@ impl<E: Ec2> Daemon<E> {
         surroundings: Surroundings<E>,
     ) -> anyhow::Result<Self> {
         let Surroundings { facts, ec2, host, disk, clock, boot_id, new_token } = surroundings;
-        let limits = limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod)).await?;
+        let limits =
+            limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod), config.ec2_access)
+                .await?;
         let settings = settings(config, &instance, &limits);
         let network = Arc::new(RwLock::new(network));
         for warning in host.warnings().await? {
@@ -182,19 +189,23 @@ impl<E: Ec2> Daemon<E> {
             Arc::clone(&sidecar),
             executor_options(config, &limits, clock.clone(), new_token),
         ));
-        let enis = restore::inventory(&executor, &clock).await?;
-        let secondary = enis.iter().filter(|eni| eni.role == EniRole::Secondary && eni.is_managed);
-        let secondary = secondary.map(eni_network).collect();
+        let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone());
+        let loaded = restore::load(&mut checkpoint)?;
+        let attached = restore::attached(&executor, &clock, !loaded.allocations.is_empty()).await?;
+        let is_served = |eni: &&Eni| eni.role == EniRole::Secondary && eni.is_managed;
+        let secondary = attached.enis().iter().filter(is_served).map(eni_network).collect();
         let changed = host.converge(secondary).await.context("set up the node's network")?;
         info!(changed, "node network is as wanted");
 
         let mut pool = Pool::new(settings);
-        pool.observe(enis, clock.now());
-        let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone());
-        restore::pool(&mut pool, &mut checkpoint, &sidecar, &remembered, &host, &clock).await?;
+        match attached {
+            Attached::Confirmed(enis) => pool.observe(enis, clock.now()),
+            Attached::Hinted(enis) => pool.observe_hints(enis, clock.now()),
+        }
+        restore::pool(&mut pool, &mut checkpoint, loaded, &sidecar, &remembered, &host, &clock).await?;
         info!(stats = ?pool.stats(), "pool restored");
         let writer = Writer::start(checkpoint, sidecar, clock.clone()).context("start the state writer")?;
-        let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock);
+        let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock.clone());
         let task = tokio::spawn(task.run());
         spool::take_in(&disk, Path::new(proto::DEL_SPOOL), &pool).await;
         Ok(Self {
@@ -207,6 +218,7 @@ impl<E: Ec2> Daemon<E> {
             pool,
             task,
             disk,
+            clock,
             intents: remembered.intents,
         })
     }
@@ -215,11 +227,12 @@ impl<E: Ec2> Daemon<E> {
     pub(crate) fn upkeep(&self) -> impl Future<Output = ()> + Send + use<E> {
         let upkeep = Upkeep {
             facts: self.facts.clone(),
-            primary_mac: self.instance.primary_mac,
+            instance: self.instance.clone(),
             network: Arc::clone(&self.network),
             host: self.host.clone(),
             pool: self.pool.clone(),
             disk: Arc::clone(&self.disk),
+            clock: self.clock.clone(),
         };
         upkeep.run(Arc::clone(&self.executor), self.intents.clone())
     }
@@ -266,7 +279,8 @@ fn executor_options(
         additional_eni_tags: config.additional_eni_tags.clone(),
         manages_untagged_enis: config.manages_untagged_enis,
         discovers_subnets: config.discovers_subnets,
-        may_provision: config.may_provision,
+        access: config.ec2_access,
+        cleans_leaked_enis: config.cleans_leaked_enis,
         card: limits.default_card,
         clock,
         new_token,
@@ -320,20 +334,21 @@ fn aws_options(config: &Config, instance: &InstanceFacts) -> AwsOptions {
 fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) -> Settings {
     let type_limit = u32::from(limits.enis);
     let eni_limit = config.max_enis.map_or(type_limit, |most| most.min(type_limit));
+    let mode = limits::mode(config.delegates_prefixes, &instance.instance_type, limits);
     Settings {
         targets: config.targets,
-        mode: BlockMode::SecondaryIps,
+        mode,
         instance_type: instance.instance_type.clone(),
         eni_limit,
         is_eni_limit_configured: eni_limit < type_limit,
         reserves_trunk: false,
         slots_per_eni: u32::from(limits.slots_per_eni()),
-        max_pods: limits::max_pods(limits, config.max_enis),
+        max_pods: limits::max_pods(limits, config.max_enis, mode),
         cooldown: config.cooldown,
         shrink_delay: config.shrink_delay,
-        may_provision: config.may_provision,
-        reads_subnets: true,
-        grows_while_cordoned: false,
+        may_provision: config.ec2_access.may_change(),
+        reads_subnets: config.ec2_access.may_read(),
+        grows_while_cordoned: config.grows_while_cordoned,
     }
 }
 

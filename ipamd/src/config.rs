@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use datapath::wanted::HostOptions;
+use ec2::{PaceOptions, Rate};
 
 use crate::conflist::{CniVersion, Conflist};
 use crate::pool::WarmTargets;
@@ -24,14 +25,22 @@ use read::Reader;
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) targets: WarmTargets,
+    /// Whether pods' addresses come from prefixes where the instance type takes them.
+    pub(crate) delegates_prefixes: bool,
     /// MAX_ENI: how many ENIs to use at most; none leaves the instance's limit.
     pub(crate) max_enis: Option<u32>,
+    /// Whether a node that is to run no new pods keeps addresses warm all the same.
+    pub(crate) grows_while_cordoned: bool,
     /// How long a released address rests.
     pub(crate) cooldown: Duration,
     /// How long a surplus lasts before it is given back.
     pub(crate) shrink_delay: Duration,
-    /// Whether EC2 may be asked for changes.
-    pub(crate) may_provision: bool,
+    /// What EC2 may be asked for.
+    pub(crate) ec2_access: Ec2Access,
+    /// How fast EC2 may be asked.
+    pub(crate) pace: PaceOptions,
+    /// Whether ENIs that nodes of the cluster left behind are deleted.
+    pub(crate) cleans_leaked_enis: bool,
     /// Whether ENIs that nobody tagged are ours to use.
     pub(crate) manages_untagged_enis: bool,
     /// Whether new ENIs may lie in other subnets than the primary one.
@@ -53,6 +62,29 @@ pub(crate) struct Config {
     pub(crate) conflist: Conflist,
     /// Where that list goes, if somebody named the place.
     pub(crate) conflist_directory: Option<PathBuf>,
+}
+
+/// What EC2 may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ec2Access {
+    /// Everything that keeps the targets.
+    Changes,
+    /// What there is; others make and fill ENIs. DISABLE_NETWORK_RESOURCE_PROVISIONING.
+    Reads,
+    /// Nothing: instance metadata alone says what there is. ENABLE_IMDS_ONLY_MODE.
+    Nothing,
+}
+
+impl Ec2Access {
+    /// Whether ENIs and addresses may be made and given back.
+    pub(crate) fn may_change(self) -> bool {
+        self == Self::Changes
+    }
+
+    /// Whether anything may be asked at all.
+    pub(crate) fn may_read(self) -> bool {
+        self != Self::Nothing
+    }
 }
 
 /// One setting that cannot be used.
@@ -92,13 +124,11 @@ impl fmt::Display for ConfigErrors {
 const MOST: u32 = 65_535;
 
 /// Settings whose feature this release does not have. They may be off.
-const UNSERVED: [(&str, &str); 8] = [
+const UNSERVED: [(&str, &str); 6] = [
     ("ENABLE_IPv6", "IPv6 clusters"),
-    ("ENABLE_PREFIX_DELEGATION", "prefix delegation"),
     ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "custom networking"),
     ("ENABLE_POD_ENI", "security groups for pods"),
     ("ENABLE_MULTI_NIC", "multi-NIC pods"),
-    ("ENABLE_IMDS_ONLY_MODE", "IMDS-only mode"),
     ("ANNOTATE_POD_IP", "pod annotations"),
     ("ENABLE_V6_EGRESS", "IPv6 egress"),
 ];
@@ -119,12 +149,7 @@ impl Config {
             }
         }
         // Accepted and without effect here, but a typing error in them should not stay unseen.
-        for (name, default) in [
-            ("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
-            ("DISABLE_INTROSPECTION", false),
-            ("DISABLE_LEAKED_ENI_CLEANUP", false),
-            ("DISABLE_METRICS", false),
-        ] {
+        for (name, default) in [("DISABLE_INTROSPECTION", false), ("DISABLE_METRICS", false)] {
             reader.boolean(name, default);
         }
         let config = Self {
@@ -134,10 +159,14 @@ impl Config {
                 minimum_ip: reader.number("MINIMUM_IP_TARGET", 0, 0, MOST),
                 warm_prefix: reader.number("WARM_PREFIX_TARGET", 1, 0, MOST),
             },
+            delegates_prefixes: reader.boolean("ENABLE_PREFIX_DELEGATION", false),
             max_enis: max_enis(&mut reader),
+            grows_while_cordoned: reader.boolean("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
             cooldown: reader.seconds("IP_COOLDOWN_PERIOD", 30, 0, 86_400),
             shrink_delay: reader.seconds("POOL_SHRINK_DELAY", 180, 0, 86_400),
-            may_provision: !reader.boolean("DISABLE_NETWORK_RESOURCE_PROVISIONING", false),
+            ec2_access: ec2_access(&mut reader),
+            pace: pace(&mut reader),
+            cleans_leaked_enis: !reader.boolean("DISABLE_LEAKED_ENI_CLEANUP", false),
             manages_untagged_enis: reader.boolean("MANAGE_UNTAGGED_ENI", true),
             discovers_subnets: reader.boolean("ENABLE_SUBNET_DISCOVERY", true),
             cluster_name: reader.text("CLUSTER_NAME"),
@@ -153,9 +182,41 @@ impl Config {
             conflist: Conflist::default(),
             conflist_directory: reader.text("HOST_CNI_CONFDIR_PATH").map(PathBuf::from),
         };
+        if config.delegates_prefixes && !config.targets.counts_ips() && config.targets.warm_prefix == 0 {
+            reader.refuse(
+                "ENABLE_PREFIX_DELEGATION",
+                "expected one of WARM_PREFIX_TARGET, WARM_IP_TARGET and MINIMUM_IP_TARGET above 0 with it",
+            );
+        }
         let conflist = conflist(&mut reader, &config.host);
         let config = Self { conflist, ..config };
         reader.finish(config)
+    }
+}
+
+/// IMDS-only mode stands above provisioning: it asks for less.
+fn ec2_access(reader: &mut Reader<'_>) -> Ec2Access {
+    let is_provisioning_off = reader.boolean("DISABLE_NETWORK_RESOURCE_PROVISIONING", false);
+    if reader.boolean("ENABLE_IMDS_ONLY_MODE", false) {
+        Ec2Access::Nothing
+    } else if is_provisioning_off {
+        Ec2Access::Reads
+    } else {
+        Ec2Access::Changes
+    }
+}
+
+/// The budget of requests to EC2, for each action that reads and each that changes.
+fn pace(reader: &mut Reader<'_>) -> PaceOptions {
+    let default = PaceOptions::default();
+    let mut rate = |burst, per_second, rate: Rate| Rate {
+        burst: reader.number(burst, rate.burst, 1, 1000),
+        per_second: reader.parsed(per_second, rate.per_second, text::per_second),
+    };
+    PaceOptions {
+        reads: rate("EC2_READ_BURST", "EC2_READS_PER_SECOND", default.reads),
+        changes: rate("EC2_CHANGE_BURST", "EC2_CHANGES_PER_SECOND", default.changes),
+        ..default
     }
 }
 

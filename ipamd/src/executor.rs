@@ -1,9 +1,12 @@
 //! Carries out the pool's steps: asks EC2, has the host set up, and reports what came of it.
 
 mod allocate;
+mod coalesce;
 mod failure;
 mod free;
 mod inventory;
+mod leaks;
+mod metadata;
 mod subnets;
 #[cfg(test)]
 mod tests;
@@ -11,6 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use datapath::wanted::EniNetwork;
 use ec2::{At, ConnectionTracking, Ec2, INSTANCE_TAG, Paced, Priority, Tags};
@@ -18,14 +22,17 @@ use ipnet::Ipv4Net;
 use tracing::warn;
 use vpc::{Eni, EniId, EniKind, SecurityGroupId, SubnetId};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
+use crate::config::Ec2Access;
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
-use crate::pool::{Block, BlockKind, Blocks, FailureClass, Outcome, Step, StepFailure};
+use crate::pool::{Block, BlockKind, Blocks, FailureClass, Outcome, Step, StepFailure, Subnet};
 use crate::pool_task::{StepRunner, Urgency};
 use crate::sidecar::Sidecar;
 use allocate::Wish;
-use failure::StepError;
+use coalesce::Coalesced;
+pub(crate) use failure::StepError;
+use metadata::{Differences, Sightings};
 
 /// What the executor must know of the operator's choices and of the machine.
 #[derive(Debug, Clone)]
@@ -34,7 +41,9 @@ pub(crate) struct ExecutorOptions {
     pub(crate) additional_eni_tags: Tags,
     pub(crate) manages_untagged_enis: bool,
     pub(crate) discovers_subnets: bool,
-    pub(crate) may_provision: bool,
+    pub(crate) access: Ec2Access,
+    /// Whether to delete what nodes of the cluster left behind.
+    pub(crate) cleans_leaked_enis: bool,
     /// The network card whose ENIs the pool holds.
     pub(crate) card: u16,
     pub(crate) clock: Clock,
@@ -47,7 +56,8 @@ pub(crate) struct ExecutorOptions {
 struct Known {
     eni: Eni,
     security_groups: Vec<SecurityGroupId>,
-    tags: Tags,
+    /// None while nobody has read them.
+    tags: Option<Tags>,
     /// Description and tag say that it was made for this instance.
     is_ours: bool,
     /// Its attachment, where EC2 would keep it after the instance has gone.
@@ -60,7 +70,16 @@ struct Memory {
     enis: BTreeMap<EniId, Known>,
     /// Found on their way out, and being deleted.
     leaving: BTreeSet<EniId>,
+    /// Attached too, but none of the pool's: on other cards, or without what a pod needs.
+    others: BTreeSet<EniId>,
+    /// Freed; metadata may show them for a while.
+    gone: BTreeSet<EniId>,
+    sightings: Sightings,
+    differences: Differences,
     subnet_cidrs: BTreeMap<SubnetId, Ipv4Net>,
+    /// How often in a row not everything could be put right, and until when to leave it at that.
+    failed_repairs: u32,
+    repair_rests_until: Option<Instant>,
     /// As the primary ENI has it; new ENIs get the same.
     connection_tracking: Option<ConnectionTracking>,
 }
@@ -78,6 +97,8 @@ pub(crate) struct Executor<E> {
     /// Held for reading while an ENI is being made, and for writing while EC2's inventory is
     /// read: an ENI halfway in would else be taken for one without an owner.
     making: tokio::sync::RwLock<()>,
+    inventories: Coalesced<Result<Vec<Eni>, StepError>>,
+    subnets: Coalesced<Result<Vec<Subnet>, StepError>>,
 }
 
 impl<E: Ec2> Executor<E> {
@@ -102,12 +123,18 @@ impl<E: Ec2> Executor<E> {
             options,
             memory: Mutex::new(Memory { subnet_cidrs, ..Memory::default() }),
             making: tokio::sync::RwLock::new(()),
+            inventories: Coalesced::default(),
+            subnets: Coalesced::default(),
         }
     }
 
     fn memory<T>(&self, look: impl FnOnce(&mut Memory) -> T) -> T {
         // A panic while the lock was held cannot leave half a change: the closures only move values.
         look(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn moment(&self) -> Moment {
+        self.options.clock.moment()
     }
 
     fn known(&self, eni: &EniId) -> Result<Eni, StepError> {
@@ -132,12 +159,13 @@ impl<E: Ec2> Executor<E> {
 
     async fn assign(&self, at: &At<E>, eni: &EniId, blocks: Blocks) -> Result<Outcome, StepError> {
         let count = allocate::to_u16(blocks.count());
-        let assigned = match blocks.kind() {
+        let assigned: Vec<_> = match blocks.kind() {
             BlockKind::Ip => at.assign_ips(eni, count).await?.into_iter().map(Block::Ip).collect(),
             BlockKind::Prefix => {
                 at.assign_prefixes(eni, count).await?.into_iter().map(Block::Prefix).collect()
             }
         };
+        self.note(eni, |eni| take_in(eni, &assigned));
         Ok(Outcome::Assigned(assigned))
     }
 
@@ -167,10 +195,40 @@ impl<E: Ec2> Executor<E> {
         if !prefixes.is_empty() {
             at.unassign_prefixes(eni, &prefixes).await?;
         }
+        self.note(eni, |eni| {
+            eni.secondary_ips.retain(|ip| !ips.contains(ip));
+            eni.prefixes.retain(|prefix| !prefixes.contains(prefix));
+        });
         Ok(Outcome::Unassigned)
     }
 
+    /// Keeps the picture of an ENI up to date with what was just done to it.
+    fn note(&self, eni: &EniId, edit: impl FnOnce(&mut Eni)) {
+        self.memory(|memory| {
+            if let Some(known) = memory.enis.get_mut(eni) {
+                edit(&mut known.eni);
+            }
+        });
+    }
+
+    /// Why a step may not be carried out by what the operator allows. The pool plans no such step;
+    /// this is what the promise to leave EC2 alone rests on.
+    fn forbidden(&self, step: &Step) -> Option<StepError> {
+        let access = self.options.access;
+        let is_allowed = match step {
+            Step::SetUpEni { .. } | Step::ReadInventory => true,
+            Step::ReadSubnets => access.may_read(),
+            Step::AllocateEni { .. } | Step::Assign { .. } | Step::Unassign { .. } | Step::FreeEni { .. } => {
+                access.may_change()
+            }
+        };
+        (!is_allowed).then(|| StepError::forbidden(step))
+    }
+
     async fn execute(&self, step: Step, urgency: Urgency) -> Result<Outcome, StepError> {
+        if let Some(error) = self.forbidden(&step) {
+            return Err(error);
+        }
         let growth = self.ec2.at(match urgency {
             Urgency::PodsWait => Priority::WaitingPod,
             Urgency::Warmth => Priority::WarmFill,
@@ -186,7 +244,7 @@ impl<E: Ec2> Executor<E> {
             Step::SetUpEni { eni } => self.set_up_eni(&eni).await,
             Step::Unassign { eni, blocks } => self.unassign(&shrink, &eni, &blocks).await,
             Step::FreeEni { eni } => self.free_eni(&shrink, &eni).await,
-            Step::ReadSubnets => self.read_subnets(&growth).await,
+            Step::ReadSubnets => Ok(Outcome::Subnets(self.read_subnets(&growth).await?)),
             Step::ReadInventory => Ok(Outcome::Inventory(self.read_inventory().await?)),
         }
     }
@@ -204,6 +262,16 @@ impl<E: Ec2> StepRunner for Executor<E> {
                 warn!(%address, %error, "stale rules not removed");
             }
         });
+    }
+}
+
+fn take_in(eni: &mut Eni, assigned: &[Block]) {
+    for block in assigned {
+        match block {
+            Block::Ip(ip) if !eni.secondary_ips.contains(ip) => eni.secondary_ips.push(*ip),
+            Block::Prefix(prefix) if !eni.prefixes.contains(prefix) => eni.prefixes.push(*prefix),
+            Block::Ip(_) | Block::Prefix(_) => {}
+        }
     }
 }
 
@@ -227,5 +295,14 @@ impl From<StepError> for StepFailure {
 impl StepError {
     fn unknown_eni(eni: &EniId) -> Self {
         Self { class: FailureClass::NotFound, message: format!("{eni} is not known to be attached") }
+    }
+
+    fn forbidden(step: &Step) -> Self {
+        Self {
+            class: FailureClass::Other,
+            message: format!(
+                "{step}: switched off by ENABLE_IMDS_ONLY_MODE or DISABLE_NETWORK_RESOURCE_PROVISIONING"
+            ),
+        }
     }
 }

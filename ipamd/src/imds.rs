@@ -1,13 +1,16 @@
 //! What the instance says of itself: facts that hold for its life, and hints that may be stale.
 
+mod attached;
+
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use ec2::{ImdsError, Metadata};
-use futures::future::try_join_all;
 use ipnet::Ipv4Net;
 use vpc::{EniId, InstanceId, Mac, SecurityGroupId, SubnetId, VpcId};
+
+pub(crate) use attached::Hint;
 
 /// What instance metadata says of this instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +37,6 @@ pub(crate) struct NetworkFacts {
     pub(crate) vpc_cidrs: Vec<Ipv4Net>,
     /// The security groups of the primary ENI, sorted.
     pub(crate) security_groups: Vec<SecurityGroupId>,
-}
-
-/// An ENI as instance metadata shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hint {
-    pub(crate) eni: EniId,
-    pub(crate) subnet: Option<(SubnetId, Ipv4Net)>,
 }
 
 /// Why a fact is not known.
@@ -134,28 +130,6 @@ impl FactReader {
             tokio::try_join!(self.list::<Ipv4Net>(&cidrs), self.list::<SecurityGroupId>(&groups))?;
         security_groups.sort();
         Ok(NetworkFacts { vpc_cidrs, security_groups })
-    }
-
-    /// The ENIs that the service lists, each with its subnet and the IPv4 block of that. One that
-    /// was attached a moment ago may be missing, one that has just left may still be there.
-    ///
-    /// # Errors
-    /// [`FactError`] if the service fails.
-    pub(crate) async fn attached(&self) -> Result<Vec<Hint>, FactError> {
-        let macs = self.text("network/interfaces/macs").await?;
-        let macs = macs.lines().filter_map(|line| line.trim().trim_end_matches('/').parse::<Mac>().ok());
-        let reads = macs.map(|mac| async move {
-            let of_eni = |leaf: &str| format!("network/interfaces/macs/{mac}/{leaf}");
-            let (eni, subnet, cidr) = (of_eni("interface-id"), of_eni("subnet-id"), of_eni(SUBNET_CIDR));
-            let (eni, subnet, cidr) = tokio::try_join!(
-                self.optional::<EniId>(&eni),
-                self.optional::<SubnetId>(&subnet),
-                self.optional::<Ipv4Net>(&cidr),
-            )?;
-            let subnet = subnet.zip(cidr.map(|cidr| cidr.trunc()));
-            Ok::<_, FactError>(eni.map(|eni| Hint { eni, subnet }))
-        });
-        Ok(try_join_all(reads).await?.into_iter().flatten().collect())
     }
 
     async fn region(&self) -> Result<String, FactError> {

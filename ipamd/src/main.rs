@@ -21,6 +21,7 @@ mod sidecar;
 #[cfg(test)]
 mod simulation;
 mod spool;
+mod stagger;
 mod telemetry;
 
 use std::ffi::OsString;

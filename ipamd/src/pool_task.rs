@@ -178,6 +178,7 @@ impl<R: StepRunner> PoolTask<R> {
                 let notes = self.pool.witness(&kernel, now);
                 self.heed(notes);
             }
+            Event::LookAgain => self.pool.look_again(),
             Event::Readiness { reply } => {
                 // A caller that has gone does not miss the answer; so for every reply below.
                 let _ = reply.send(self.readiness(moment));

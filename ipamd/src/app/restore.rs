@@ -1,59 +1,91 @@
 //! A start's beginning: what EC2, the state files and the kernel say, brought together.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ec2::Ec2;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 use vpc::Eni;
 
-use super::START_PATIENCE;
+use super::{SHORT_PATIENCE, START_PATIENCE};
 use crate::chain::chain;
-use crate::checkpoint::{Checkpoint, StateFile};
+use crate::checkpoint::{Checkpoint, Loaded, StateFile};
 use crate::clock::Clock;
-use crate::executor::Executor;
+use crate::executor::{Executor, StepError};
 use crate::host::{self, HostHandle};
 use crate::pool::{AddressReport, AddressState, EniReport, FailureClass, Journal, Pool, RestoreNote};
 use crate::sidecar::{Remembered, Sidecar};
 
-/// What EC2 says is attached; asked again while time may help.
+/// What one question to EC2 is given at least.
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is attached to the instance, and who says so.
+pub(super) enum Attached {
+    /// EC2, or in IMDS-only mode instance metadata, whose word counts there.
+    Confirmed(Vec<Eni>),
+    /// Instance metadata in EC2's place: good enough for the pods that are there.
+    Hinted(Vec<Eni>),
+}
+
+impl Attached {
+    pub(super) fn enis(&self) -> &[Eni] {
+        match self {
+            Self::Confirmed(enis) | Self::Hinted(enis) => enis,
+        }
+    }
+}
+
+/// What EC2 says is attached; asked again while time may help. Where pods have addresses already,
+/// the daemon is needed for their sake: if EC2 stays silent, what instance metadata shows will do
+/// until it speaks.
 ///
 /// # Errors
 /// What EC2 said last, with what an operator can do.
-pub(super) async fn inventory<E: Ec2>(executor: &Executor<E>, clock: &Clock) -> anyhow::Result<Vec<Eni>> {
+pub(super) async fn attached<E: Ec2>(
+    executor: &Executor<E>,
+    clock: &Clock,
+    has_pods: bool,
+) -> anyhow::Result<Attached> {
     let began = clock.now();
-    let mut pause = std::time::Duration::from_secs(1);
+    let patience = if has_pods { SHORT_PATIENCE } else { START_PATIENCE };
+    let mut pause = Duration::from_secs(1);
     loop {
-        let failure = match executor.read_inventory().await {
-            Ok(enis) => return Ok(enis),
-            Err(failure) => failure,
+        let left = patience.saturating_sub(clock.now() - began).max(LEAST_PATIENCE);
+        let failure = match timeout(left, executor.read_inventory()).await {
+            Ok(Ok(enis)) => return Ok(Attached::Confirmed(enis)),
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                StepError { class: FailureClass::Unavailable, message: format!("no answer in {left:?}") }
+            }
         };
         let may_pass = matches!(
             failure.class,
             FailureClass::Throttled | FailureClass::Unavailable | FailureClass::AnswerLost
         );
-        if !may_pass || clock.now() - began + pause > START_PATIENCE {
+        if !may_pass || clock.now() - began + pause > patience {
+            if has_pods {
+                match executor.read_hints().await {
+                    Ok(enis) => {
+                        error!(error = %failure, "EC2 cannot be read; serving the pods that have addresses");
+                        return Ok(Attached::Hinted(enis));
+                    }
+                    Err(error) => warn!(%error, "instance metadata is no help"),
+                }
+            }
             return Err(failure).context("read from EC2 what is attached to this instance");
         }
         warn!(error = %failure, "waiting for EC2");
         sleep(pause).await;
-        pause = (pause * 2).min(std::time::Duration::from_secs(15));
+        pause = (pause * 2).min(Duration::from_secs(15));
     }
 }
 
-/// Gives every pod its address back, as far as the witnesses agree.
+/// What the state file holds. What was wrong with it is said, and the file kept aside.
 ///
 /// # Errors
-/// The kernel cannot be read, or a damaged state file cannot be kept.
-pub(super) async fn pool(
-    pool: &mut Pool,
-    checkpoint: &mut Checkpoint,
-    sidecar: &Sidecar,
-    remembered: &Remembered,
-    host: &HostHandle,
-    clock: &Clock,
-) -> anyhow::Result<()> {
+/// A damaged file cannot be kept.
+pub(super) fn load(checkpoint: &mut Checkpoint) -> anyhow::Result<Loaded> {
     if let Err(error) = checkpoint.remove_leftovers() {
         warn!(%error, "leftovers of an earlier crash stay");
     }
@@ -61,6 +93,22 @@ pub(super) async fn pool(
     for problem in &loaded.problems {
         error!(path = %checkpoint.path().display(), kept = ?loaded.kept_as, %problem, "state file is damaged");
     }
+    Ok(loaded)
+}
+
+/// Gives every pod its address back, as far as the witnesses agree.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub(super) async fn pool(
+    pool: &mut Pool,
+    checkpoint: &mut Checkpoint,
+    loaded: Loaded,
+    sidecar: &Sidecar,
+    remembered: &Remembered,
+    host: &HostHandle,
+    clock: &Clock,
+) -> anyhow::Result<()> {
     let evidence = host.evidence().await.context("ask the kernel which addresses are in use")?;
     let journal = Journal {
         allocations: loaded.allocations,

@@ -8,18 +8,21 @@ use std::time::Duration;
 use ec2::Ec2;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tracing::{info, warn};
-use vpc::Mac;
 
+use crate::clock::Clock;
 use crate::durable::Disk;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
-use crate::imds::{FactReader, NetworkFacts};
+use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool_task::PoolHandle;
 use crate::sidecar::EniIntent;
-use crate::spool;
+use crate::{spool, stagger};
 
 /// How often to look.
 const EVERY: Duration = Duration::from_secs(30);
+
+/// How often to read from EC2 what nothing hints at: tags of subnets, and what others left behind.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
 /// How long EC2 may take to show an ENI that it made.
 const EC2_SETTLES: Duration = Duration::from_secs(60);
@@ -27,11 +30,12 @@ const EC2_SETTLES: Duration = Duration::from_secs(60);
 /// Everything that is looked at.
 pub(super) struct Upkeep {
     pub(super) facts: FactReader,
-    pub(super) primary_mac: Mac,
+    pub(super) instance: InstanceFacts,
     pub(super) network: Arc<RwLock<NetworkFacts>>,
     pub(super) host: HostHandle,
     pub(super) pool: PoolHandle,
     pub(super) disk: Arc<dyn Disk>,
+    pub(super) clock: Clock,
 }
 
 impl Upkeep {
@@ -45,6 +49,15 @@ impl Upkeep {
             }
             std::future::pending::<()>().await;
         };
+        let sweeps = async {
+            loop {
+                let now = self.clock.moment().unix_secs();
+                sleep(stagger::until_turn(self.instance.instance.as_str(), now, SWEEP_EVERY)).await;
+                info!("hourly look at EC2");
+                self.pool.look_again().await;
+                executor.delete_leaked_enis().await;
+            }
+        };
         let looks = async {
             let mut ticks = interval_at(Instant::now() + EVERY, EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -57,6 +70,7 @@ impl Upkeep {
             biased;
             () = resolver => {}
             () = looks => {}
+            () = sweeps => {}
         }
     }
 
@@ -66,10 +80,14 @@ impl Upkeep {
             Ok(evidence) => self.pool.kernel_seen(host::kernel_view(&evidence)).await,
             Err(error) => warn!(%error, "kernel not read"),
         }
-        match self.facts.network(self.primary_mac).await {
+        match self.facts.network(self.instance.primary_mac).await {
             Ok(seen) => self.take_in(seen, executor).await,
             Err(error) => warn!(%error, "instance metadata not read; going on with what it said before"),
         }
+        if executor.sees_changes().await {
+            self.pool.look_again().await;
+        }
+        executor.put_right().await;
     }
 
     async fn take_in<E: Ec2>(&self, seen: NetworkFacts, executor: &Executor<E>) {
@@ -85,7 +103,7 @@ impl Upkeep {
             warn!(%error, "node network does not follow the VPC's blocks yet");
         }
         if seen.security_groups != before.security_groups {
-            executor.put_right().await;
+            executor.follow_security_groups().await;
         }
     }
 }

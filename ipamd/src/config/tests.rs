@@ -65,7 +65,8 @@ fn no_variable_at_all_means_what_the_manifest_says() {
     assert_eq!(bare.cooldown, Duration::from_secs(30));
     assert_eq!(bare.shrink_delay, Duration::from_secs(180));
     assert_eq!(bare.state_file, PathBuf::from("/var/run/aws-node/ipam.json"));
-    assert!(bare.may_provision && bare.discovers_subnets && bare.manages_untagged_enis);
+    assert!(bare.discovers_subnets && bare.manages_untagged_enis && bare.cleans_leaked_enis);
+    assert_eq!((bare.ec2_access, bare.pace), (Ec2Access::Changes, PaceOptions::default()));
     assert_eq!(bare.network_policy_mode, None);
     assert_eq!(manifest.network_policy_mode.as_deref(), Some("standard"));
 }
@@ -128,6 +129,52 @@ fn a_feature_of_a_later_release_is_refused_by_name_when_on_and_accepted_when_off
         );
     }
     assert!(complaints(&[("ENABLE_IPv4", "false")])[0].contains("must be true"));
+}
+
+#[test]
+fn prefix_delegation_needs_a_target_that_counts_for_it() {
+    let on = ("ENABLE_PREFIX_DELEGATION", "true");
+    assert!(read(&[on]).unwrap().delegates_prefixes);
+    for target in ["WARM_IP_TARGET", "MINIMUM_IP_TARGET"] {
+        assert!(read(&[on, ("WARM_PREFIX_TARGET", "0"), (target, "1")]).is_ok(), "{target}");
+    }
+
+    let complaints = complaints(&[on, ("WARM_PREFIX_TARGET", "0")]);
+
+    for name in ["ENABLE_PREFIX_DELEGATION", "WARM_PREFIX_TARGET", "WARM_IP_TARGET", "MINIMUM_IP_TARGET"] {
+        assert!(complaints[0].contains(name), "{complaints:?}");
+    }
+}
+
+#[test]
+fn imds_only_mode_and_provisioning_off_say_what_ec2_may_be_asked() {
+    let access = |variables| read(variables).unwrap().ec2_access;
+
+    assert_eq!(access(&[("DISABLE_NETWORK_RESOURCE_PROVISIONING", "true")]), Ec2Access::Reads);
+    assert_eq!(access(&[("ENABLE_IMDS_ONLY_MODE", "true")]), Ec2Access::Nothing);
+    let both = [("ENABLE_IMDS_ONLY_MODE", "true"), ("DISABLE_NETWORK_RESOURCE_PROVISIONING", "true")];
+    assert_eq!(access(&both), Ec2Access::Nothing);
+    assert!(!read(&[("DISABLE_LEAKED_ENI_CLEANUP", "true")]).unwrap().cleans_leaked_enis);
+}
+
+#[test]
+fn the_pace_of_ec2_requests_is_read_and_bounded() {
+    let pace = read(&[
+        ("EC2_READ_BURST", "100"),
+        ("EC2_READS_PER_SECOND", "20"),
+        ("EC2_CHANGE_BURST", "50"),
+        ("EC2_CHANGES_PER_SECOND", "0.5"),
+    ])
+    .unwrap()
+    .pace;
+
+    assert_eq!(pace.reads, Rate { burst: 100, per_second: 20.0 });
+    assert_eq!(pace.changes, Rate { burst: 50, per_second: 0.5 });
+    for (name, value) in
+        [("EC2_READ_BURST", "0"), ("EC2_READS_PER_SECOND", "0"), ("EC2_CHANGES_PER_SECOND", "NaN")]
+    {
+        assert_eq!(complaints(&[(name, value)]).len(), 1, "{name}={value}");
+    }
 }
 
 #[test]

@@ -20,6 +20,12 @@ pub(super) fn eni_tags(value: &str) -> Result<BTreeMap<String, String>, String> 
     Ok(tags)
 }
 
+/// How often a second something may happen, as a decimal number.
+pub(super) fn per_second(value: &str) -> Result<f64, String> {
+    let number = value.parse::<f64>().ok().filter(|number| (0.01..=1000.0).contains(number));
+    number.ok_or_else(|| "expected a number from 0.01 to 1000, like 0.5".to_owned())
+}
+
 /// IPv4 blocks separated by commas; bits below the prefix length are cleared.
 pub(super) fn cidrs(value: &str) -> Result<Vec<Ipv4Net>, String> {
     value

@@ -36,7 +36,7 @@ impl<E: Ec2> Executor<E> {
         let cidr =
             self.subnet_cidr(at, wish.subnet).await?.ok_or_else(|| StepError::unknown_subnet(wish.subnet))?;
         let token = (self.options.new_token)();
-        let moment = self.options.clock.moment();
+        let moment = self.moment();
         let intent = EniIntent {
             slot: wish.slot,
             subnet: wish.subnet.clone(),
@@ -162,7 +162,7 @@ impl<E: Ec2> Executor<E> {
         let known = Known {
             eni: eni.clone(),
             security_groups: record.security_groups.clone(),
-            tags: record.tags.clone(),
+            tags: Some(record.tags.clone()),
             is_ours: true,
             survives_instance,
         };

@@ -1,12 +1,12 @@
 //! Giving an ENI back: asked of the kernel first, then detached, then deleted.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::evidence::Evidence;
-use ec2::{At, Class, Ec2, EniRecord};
+use ec2::{At, Class, Ec2};
 use tracing::info;
-use vpc::EniId;
+use vpc::{EniId, Prefix};
 
 use super::Executor;
 use super::failure::StepError;
@@ -24,8 +24,8 @@ impl<E: Ec2> Executor<E> {
         // Asked right before the call, since a pod may have come to the kernel by another hand.
         let evidence = self.host.evidence().await.map_err(|error| StepError::host(id, &error))?;
         let in_use = match &record {
-            Some(record) => in_use(&evidence, record),
-            None => host::in_use(&evidence, &eni.secondary_ips),
+            Some(record) => in_use(&evidence, &record.secondary_ips, &record.prefixes),
+            None => in_use(&evidence, &eni.secondary_ips, &eni.prefixes),
         };
         if !in_use.is_empty() {
             return Ok(Outcome::InUse(in_use));
@@ -39,7 +39,10 @@ impl<E: Ec2> Executor<E> {
             }
             delete_detached(at, id).await?;
         }
-        self.memory(|memory| memory.enis.remove(id));
+        self.memory(|memory| {
+            memory.enis.remove(id);
+            memory.gone.insert(id.clone());
+        });
         info!(eni = %id, "ENI deleted");
         Ok(Outcome::EniFreed)
     }
@@ -59,12 +62,11 @@ pub(super) async fn delete_detached<E: Ec2>(at: &At<E>, id: &EniId) -> Result<()
     }
 }
 
-/// The addresses of the ENI, singly or within its prefixes, that the kernel leads to or from.
-fn in_use(evidence: &Evidence, record: &EniRecord) -> Vec<std::net::Ipv4Addr> {
+/// The addresses, single ones or within prefixes, that the kernel leads to or from.
+fn in_use(evidence: &Evidence, ips: &[Ipv4Addr], prefixes: &[Prefix]) -> Vec<Ipv4Addr> {
     let view = host::kernel_view(evidence);
-    let is_on_eni = |address: &std::net::Ipv4Addr| {
-        record.secondary_ips.contains(address)
-            || record.prefixes.iter().any(|prefix| prefix.contains(IpAddr::V4(*address)))
+    let is_on_eni = |address: &Ipv4Addr| {
+        ips.contains(address) || prefixes.iter().any(|prefix| prefix.contains(IpAddr::V4(*address)))
     };
     view.routed.union(&view.ruled).copied().filter(is_on_eni).collect()
 }

@@ -1,7 +1,8 @@
 //! What EC2 holds for this instance: read, put right where it is ours, cleaned of leftovers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ec2::{AttachmentStatus, Ec2, EniRecord, Priority, Tags};
 use ipnet::Ipv4Net;
@@ -14,16 +15,28 @@ use super::{Executor, Known};
 use crate::imds::Hint;
 use crate::sidecar::EniIntent;
 
+/// How long to rest after a repair that failed, twice as long each further time, up to the longest.
+const REPAIR_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_REPAIR_PAUSE: Duration = Duration::from_secs(3600);
+
 /// The tag by which an operator keeps us away from an ENI.
 const NO_MANAGE_TAG: &str = "node.k8s.amazonaws.com/no_manage";
 
 impl<E: Ec2> Executor<E> {
     /// Everything attached to the pool's network card. Deletes on the way what was made for this
-    /// instance and is attached to nothing.
+    /// instance and is attached to nothing. Those who ask together share one look.
     ///
     /// # Errors
-    /// [`StepError`] if EC2 does not say what is attached.
+    /// [`StepError`] if EC2, or in IMDS-only mode instance metadata, does not say what is attached.
     pub(crate) async fn read_inventory(&self) -> Result<Vec<Eni>, StepError> {
+        self.inventories
+            .read(async {
+                if self.trusts_metadata() { self.read_metadata().await } else { self.read_ec2().await }
+            })
+            .await
+    }
+
+    async fn read_ec2(&self) -> Result<Vec<Eni>, StepError> {
         let _nothing_is_being_made = self.making.write().await;
         let at = self.ec2.at(Priority::Reconcile);
         let hints = self.facts.attached().await.unwrap_or_else(|error| {
@@ -31,21 +44,26 @@ impl<E: Ec2> Executor<E> {
             Vec::new()
         });
         let shown: Vec<EniId> = hints.iter().map(|hint| hint.eni.clone()).collect();
-        let (records, ()) =
+        let (records, _) =
             tokio::join!(at.attached_enis(&self.instance.instance, &shown), self.delete_leftovers());
         // One that is being detached has no link any more and comes to nobody's aid. EC2 shows it
         // as attached until it is gone, and whoever began that may have died meanwhile.
         let (leaving, records): (Vec<_>, Vec<_>) = records?.into_iter().partition(is_leaving);
         self.see_off(leaving);
         let cidrs = self.subnet_cidrs(&hints, &records).await;
-        let mut enis = BTreeMap::new();
+        let (mut enis, mut others) = (BTreeMap::new(), BTreeSet::new());
         for record in records {
             match self.known_of(&record, &cidrs) {
                 Some(known) if known.eni.slot.card.0 == self.options.card => {
                     enis.insert(record.id.clone(), known);
                 }
-                Some(_) => {}
-                None => warn!(eni = %record.id, "ENI without an IPv4 address or subnet is left alone"),
+                Some(_) => {
+                    others.insert(record.id.clone());
+                }
+                None => {
+                    warn!(eni = %record.id, "ENI in a subnet whose block nobody knows is left alone");
+                    others.insert(record.id.clone());
+                }
             }
             if record.attachment.as_ref().is_some_and(|attachment| attachment.slot == EniSlot::PRIMARY) {
                 self.memory(|memory| memory.connection_tracking = record.connection_tracking);
@@ -54,32 +72,56 @@ impl<E: Ec2> Executor<E> {
         let seen = enis.values().map(|known| known.eni.clone()).collect();
         self.memory(|memory| {
             memory.enis = enis;
+            memory.others = others;
             memory.subnet_cidrs.extend(cidrs);
         });
         Ok(seen)
     }
 
     /// Tags what lacks our tags, ties ENIs of ours to the instance's life, and gives them the
-    /// security groups of the primary ENI. Asks EC2 only where something differs.
+    /// security groups of the primary ENI. Asks EC2 only where something differs, so it can be
+    /// called often; after a failure it rests, the longer the more often it failed.
     pub(crate) async fn put_right(&self) {
-        if !self.options.may_provision {
+        let now = self.moment().instant();
+        if !self.options.access.may_change() || self.memory(|memory| memory.repair_rests_until > Some(now)) {
             return;
         }
+        let failures = self.repair().await;
+        self.memory(|memory| {
+            memory.failed_repairs = if failures == 0 { 0 } else { memory.failed_repairs.saturating_add(1) };
+            let pause = REPAIR_PAUSE * 2_u32.saturating_pow(memory.failed_repairs.saturating_sub(1).min(10));
+            memory.repair_rests_until = (failures > 0).then(|| now + pause.min(LONGEST_REPAIR_PAUSE));
+        });
+    }
+
+    /// The primary ENI has other security groups now: ours get them at once.
+    pub(crate) async fn follow_security_groups(&self) {
+        self.memory(|memory| memory.repair_rests_until = None);
+        self.put_right().await;
+    }
+
+    /// Gives the number of things that could not be put right.
+    async fn repair(&self) -> usize {
+        let mut failures = 0;
         let at = self.ec2.at(Priority::Reconcile);
         let (wanted_tags, wanted_groups) = (self.eni_tags(), self.security_groups());
         let enis: Vec<_> = self.memory(|memory| memory.enis.values().cloned().collect());
         for known in enis.into_iter().filter(|known| known.eni.is_managed && known.eni.kind != EniKind::Trunk)
         {
             let id = &known.eni.id;
+            let Some(tags) = known.tags else { continue };
             let missing: Tags = wanted_tags
                 .iter()
-                .filter(|(key, value)| known.tags.get(*key) != Some(*value))
+                .filter(|(key, value)| tags.get(*key) != Some(*value))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect();
             if !missing.is_empty() {
                 match at.tag(id, &missing).await {
-                    Ok(()) => self.change(id, |known| known.tags.extend(missing)),
-                    Err(error) => warn!(eni = %id, %error, "ENI not tagged"),
+                    Ok(()) => self.change(id, |known| known.tags.get_or_insert_default().extend(missing)),
+                    Err(error) => {
+                        failures += 1;
+                        warn!(eni = %id, %error, "ENI not tagged");
+                    }
                 }
             }
             if let Some(attachment) = &known.survives_instance
@@ -87,7 +129,10 @@ impl<E: Ec2> Executor<E> {
             {
                 match at.set_delete_on_termination(id, attachment).await {
                     Ok(()) => self.change(id, |known| known.survives_instance = None),
-                    Err(error) => warn!(eni = %id, %error, "ENI is not deleted with its instance"),
+                    Err(error) => {
+                        failures += 1;
+                        warn!(eni = %id, %error, "ENI is not deleted with its instance");
+                    }
                 }
             }
             let mut groups = known.security_groups.clone();
@@ -98,27 +143,33 @@ impl<E: Ec2> Executor<E> {
                         info!(eni = %id, "security groups follow the primary ENI");
                         self.change(id, |known| known.security_groups.clone_from(&wanted_groups));
                     }
-                    Err(error) => warn!(eni = %id, %error, "security groups not set"),
+                    Err(error) => {
+                        failures += 1;
+                        warn!(eni = %id, %error, "security groups not set");
+                    }
                 }
             }
         }
+        failures
     }
 
     /// Looks once more for ENIs whose making was recorded by an earlier process, and then forgets
-    /// the records. To be called when EC2 has had time to show what it made.
+    /// the records, if EC2 could be asked. To be called when EC2 has had time to show what it made.
     pub(crate) async fn resolve_intents(&self, intents: &BTreeMap<String, EniIntent>) {
         let _nothing_is_being_made = self.making.write().await;
-        self.delete_leftovers().await;
+        if !self.delete_leftovers().await {
+            return;
+        }
         for token in intents.keys() {
             self.forget(token).await;
         }
     }
 
     /// Deletes the ENIs that were made for this instance and are attached to nothing. Nothing is
-    /// being made meanwhile, so nobody will miss them.
-    async fn delete_leftovers(&self) {
-        if !self.options.may_provision {
-            return;
+    /// being made meanwhile, so nobody will miss them. Says whether none is left.
+    async fn delete_leftovers(&self) -> bool {
+        if !self.options.access.may_change() {
+            return true;
         }
         let at = self.ec2.at(Priority::Sweep);
         let cluster = self.options.cluster_name.as_deref();
@@ -126,21 +177,27 @@ impl<E: Ec2> Executor<E> {
             Ok(found) => found,
             Err(error) => {
                 warn!(%error, "ENIs without an owner not looked for");
-                return;
+                return false;
             }
         };
+        let mut is_clean = true;
         for record in found {
             match at.delete_eni(&record.id).await {
                 Ok(()) => info!(eni = %record.id, "ENI without an owner deleted"),
-                Err(error) => warn!(eni = %record.id, %error, "ENI without an owner not deleted"),
+                Err(error) => {
+                    is_clean = false;
+                    warn!(eni = %record.id, %error, "ENI without an owner not deleted");
+                }
             }
         }
+        is_clean
     }
 
     /// Deletes, in the background, ENIs of ours that are being detached, unless a step does that.
     fn see_off(&self, leaving: Vec<EniRecord>) {
         let is_ours = |record: &EniRecord| record.was_made_for(&self.instance.instance);
-        for record in leaving.into_iter().filter(|record| self.options.may_provision && is_ours(record)) {
+        for record in leaving.into_iter().filter(|record| self.options.access.may_change() && is_ours(record))
+        {
             let is_news = self.memory(|memory| {
                 !memory.enis.contains_key(&record.id) && memory.leaving.insert(record.id.clone())
             });
@@ -183,23 +240,30 @@ impl<E: Ec2> Executor<E> {
     fn known_of(&self, record: &EniRecord, cidrs: &BTreeMap<SubnetId, Ipv4Net>) -> Option<Known> {
         let attachment = record.attachment.as_ref()?;
         let is_primary = record.id == self.instance.primary_eni;
+        // One without an IPv4 address, like an EFA-only one, serves no pod, and takes its position
+        // all the same.
+        let own_address = record.primary_ip.filter(|_| record.kind != EniKind::EfaOnly);
+        let subnet_cidr = match own_address {
+            Some(_) => *cidrs.get(&record.subnet)?,
+            None => Ipv4Net::default(),
+        };
         let eni = Eni {
             id: record.id.clone(),
             mac: record.mac,
             slot: attachment.slot,
             role: if is_primary { EniRole::Primary } else { EniRole::Secondary },
             kind: record.kind,
-            is_managed: is_primary || (record.kind != EniKind::EfaOnly && self.is_managed(&record.tags)),
+            is_managed: is_primary || (own_address.is_some() && self.is_managed(&record.tags)),
             subnet: record.subnet.clone(),
-            subnet_cidr: *cidrs.get(&record.subnet)?,
-            primary_ip: own_address(record)?,
+            subnet_cidr,
+            primary_ip: own_address.unwrap_or(Ipv4Addr::UNSPECIFIED),
             secondary_ips: record.secondary_ips.clone(),
             prefixes: record.prefixes.clone(),
         };
         Some(Known {
             eni,
             security_groups: record.security_groups.clone(),
-            tags: record.tags.clone(),
+            tags: Some(record.tags.clone()),
             is_ours: record.was_made_for(&self.instance.instance),
             survives_instance: survivor(attachment.delete_on_termination, &attachment.id),
         })
@@ -224,10 +288,4 @@ fn is_leaving(record: &EniRecord) -> bool {
 
 fn survivor(delete_on_termination: bool, attachment: &AttachmentId) -> Option<AttachmentId> {
     (!delete_on_termination).then(|| attachment.clone())
-}
-
-/// The ENI's own address. An EFA-only one has none, and takes its position all the same.
-fn own_address(record: &EniRecord) -> Option<Ipv4Addr> {
-    let none_needed = (record.kind == EniKind::EfaOnly).then_some(Ipv4Addr::UNSPECIFIED);
-    record.primary_ip.or(none_needed)
 }

@@ -6,7 +6,7 @@ use vpc::SubnetId;
 
 use super::Executor;
 use super::failure::StepError;
-use crate::pool::{Outcome, Subnet};
+use crate::pool::Subnet;
 
 /// The tag by which an operator lets us use a subnet, or forbids it with the value 0.
 const ROLE_TAG: &str = "kubernetes.io/role/cni";
@@ -14,8 +14,13 @@ const ROLE_TAG: &str = "kubernetes.io/role/cni";
 const CLUSTER_TAG_PREFIX: &str = "cni.networking.k8s.aws/cluster/";
 
 impl<E: Ec2> Executor<E> {
-    /// Every subnet of this zone. Without discovery only the primary ENI's takes new ENIs.
-    pub(super) async fn read_subnets(&self, at: &At<E>) -> Result<Outcome, StepError> {
+    /// Every subnet of this zone. Without discovery only the primary ENI's takes new ENIs, and
+    /// none is excluded. Those who ask together share one look.
+    pub(super) async fn read_subnets(&self, at: &At<E>) -> Result<Vec<Subnet>, StepError> {
+        self.subnets.read(self.ask_for_subnets(at)).await
+    }
+
+    async fn ask_for_subnets(&self, at: &At<E>) -> Result<Vec<Subnet>, StepError> {
         let found = at.subnets(&self.instance.vpc, &self.instance.availability_zone).await?;
         let primary = &self.instance.subnet;
         let cluster = self.options.cluster_name.as_deref();
@@ -26,7 +31,7 @@ impl<E: Ec2> Executor<E> {
         self.memory(|memory| {
             memory.subnet_cidrs.extend(subnets.iter().map(|subnet| (subnet.id.clone(), subnet.cidr)));
         });
-        Ok(Outcome::Subnets(subnets))
+        Ok(subnets)
     }
 
     /// The IPv4 block of a subnet, from EC2 unless it is known; none if there is no such subnet.
@@ -59,7 +64,7 @@ fn subnet(
             true => is_eligible(record, is_primary, cluster),
             false => is_primary && !is_excluded(record, cluster),
         },
-        is_excluded: is_excluded(record, cluster),
+        is_excluded: discovers && is_excluded(record, cluster),
     })
 }
 

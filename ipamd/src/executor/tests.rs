@@ -1,12 +1,16 @@
 //! Steps against an EC2 that fails at chosen points, and a process that dies there.
 
 mod fake_ec2;
+mod fake_imds;
+mod leaks;
+mod metadata;
+mod repairs;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use datapath::evidence::Evidence;
-use ec2::{Action, Class, EniRecord, Imds, ImdsOptions, PaceOptions, eni_description};
+use ec2::{Action, Class, EniRecord, PaceOptions, eni_description};
 use vpc::EniSlot;
 
 use super::*;
@@ -14,11 +18,13 @@ use crate::clock::Moment;
 use crate::host::fake::FakeHost;
 use crate::sidecar::{EniIntent, FILE_NAME};
 use fake_ec2::{FakeEc2, Fault, record};
+use fake_imds::FakeImds;
 
 const SLOT: EniSlot = EniSlot::new(0, 1);
 
 struct World {
     ec2: FakeEc2,
+    imds: FakeImds,
     host: FakeHost,
     directory: tempfile::TempDir,
 }
@@ -27,6 +33,7 @@ impl World {
     fn new() -> Self {
         let world = Self {
             ec2: FakeEc2::default(),
+            imds: FakeImds::default(),
             host: FakeHost::default(),
             directory: tempfile::tempdir().unwrap(),
         };
@@ -39,32 +46,35 @@ impl World {
 
     /// A process that starts now on this node.
     fn executor(&self) -> Executor<FakeEc2> {
+        self.executor_with(self.options())
+    }
+
+    fn options(&self) -> ExecutorOptions {
+        ExecutorOptions {
+            cluster_name: Some("blue".to_owned()),
+            additional_eni_tags: Tags::new(),
+            manages_untagged_enis: true,
+            discovers_subnets: false,
+            access: Ec2Access::Changes,
+            cleans_leaked_enis: true,
+            card: 0,
+            clock: Clock::system(),
+            new_token: || uuid::Uuid::new_v4().to_string(),
+        }
+    }
+
+    fn executor_with(&self, options: ExecutorOptions) -> Executor<FakeEc2> {
         let (sidecar, _) = self.sidecar();
-        let imds = Imds::new(&ImdsOptions {
-            endpoint: Some("http://127.0.0.1:1".to_owned()),
-            attempts: 1,
-            deadline: Duration::from_millis(200),
-            ..ImdsOptions::default()
-        });
         let groups = vec!["sg-1".parse().unwrap()];
         let network = NetworkFacts { vpc_cidrs: Vec::new(), security_groups: groups };
         Executor::new(
             Paced::new(self.ec2.clone(), PaceOptions { attempts: 1, ..PaceOptions::default() }),
-            FactReader::new(imds.unwrap()),
+            FactReader::new(self.imds.clone()),
             instance(),
             Arc::new(RwLock::new(network)),
             self.host.handle(),
             Arc::new(sidecar),
-            ExecutorOptions {
-                cluster_name: Some("blue".to_owned()),
-                additional_eni_tags: Tags::new(),
-                manages_untagged_enis: true,
-                discovers_subnets: false,
-                may_provision: true,
-                card: 0,
-                clock: Clock::system(),
-                new_token: || uuid::Uuid::new_v4().to_string(),
-            },
+            options,
         )
     }
 

@@ -105,6 +105,8 @@ pub(super) enum Event {
         reply: oneshot::Sender<Result<Vec<Collected>, DelError>>,
     },
     KernelSeen(KernelView),
+    /// EC2 may hold something else than the pool knows.
+    LookAgain,
     Readiness {
         reply: oneshot::Sender<Result<(), AddError>>,
     },
@@ -238,6 +240,11 @@ impl PoolHandle {
     pub(crate) async fn kernel_seen(&self, kernel: KernelView) {
         // Nobody is left to tell once the task has ended.
         let _ = self.events.send(Event::KernelSeen(kernel)).await;
+    }
+
+    /// Has the pool read from EC2 what there is, when it comes to it.
+    pub(crate) async fn look_again(&self) {
+        let _ = self.events.send(Event::LookAgain).await;
     }
 
     /// Ends the pool's work: no new addresses, no new steps. Returns when the steps under way
