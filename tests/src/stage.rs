@@ -122,6 +122,11 @@ impl Stage {
         self.lab.cloud()
     }
 
+    /// Changes a variable of the daemon's environment, from its next start on.
+    pub fn set_env(&mut self, name: &str, value: impl ToString) {
+        self.options = std::mem::take(&mut self.options).env(name, value);
+    }
+
     /// The pods on the node, by container id.
     pub fn live(&self) -> impl Iterator<Item = &Pod> {
         self.live.values()
