@@ -34,6 +34,8 @@ fn main() {
         a_denied_action_is_named_to_the_pod,
         expired_credentials_are_named_to_the_pod,
         an_exhausted_subnet_is_named_to_the_pod,
+        a_subnet_that_others_fill_serves_again_when_they_leave,
+        an_eni_that_is_attached_late_serves_pods_in_the_end,
     ]);
 }
 
@@ -255,6 +257,35 @@ async fn an_exhausted_subnet_is_named_to_the_pod() -> Result<()> {
         let one: Pod = stage.live().next().context("no pod got an address")?.clone();
         stage.remove(one).await?;
         stage.add("late").await?;
+        stage.check().await
+    })
+    .await
+}
+
+async fn a_subnet_that_others_fill_serves_again_when_they_leave() -> Result<()> {
+    on(Setting::new("t3.small").cooldown(2), async |stage| {
+        stage.start().await?;
+        stage.add("early").await?;
+        let subnet = stage.node().instance().subnet_id.clone();
+        stage.cloud().occupy_subnet(&subnet, 0)?;
+        let refusal = first_refusal(stage, "web").await?;
+
+        contains_all(&refusal, 11, &["subnet"])?;
+        stage.cloud().vacate_subnet(&subnet)?;
+        let room = FULL - stage.live().count();
+        stage.add_all("late", room).await?;
+        stage.check().await
+    })
+    .await
+}
+
+async fn an_eni_that_is_attached_late_serves_pods_in_the_end() -> Result<()> {
+    on(Setting::new("t3.small"), async |stage| {
+        stage.cloud().set_attach_delay(Duration::from_secs(6));
+        stage.start().await?;
+
+        stage.add_all("web", FULL).await?;
+
         stage.check().await
     })
     .await

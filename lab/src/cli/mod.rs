@@ -18,7 +18,7 @@ use self::calls::CallOptions;
 use self::demo::DemoOptions;
 use self::ec2::Ec2Args;
 use self::screen::Screen;
-use self::standing::{PodVerb, UpOptions};
+use self::standing::{Knob, PodVerb, UpOptions};
 
 /// A world without AWS: EC2, its metadata service, and a VPC of network namespaces.
 #[derive(Debug, Parser)]
@@ -41,6 +41,9 @@ enum Verb {
     /// Pods of the standing world.
     #[command(subcommand)]
     Pod(PodVerb),
+    /// Turn something of the standing world: how slow EC2 is, what goes wrong, what others take.
+    #[command(subcommand)]
+    Turn(Knob),
     /// Run a command inside of the standing world.
     Exec {
         /// A node, `vpc`, `internet`, or `pod:NAME`.
@@ -88,6 +91,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Exec { target, command } => return standing::exec(&target, &command),
         Verb::Up(options) => standing::up(options)?,
         Verb::Pod(verb) => standing::pod(verb)?,
+        Verb::Turn(knob) => standing::turn(knob)?,
         Verb::Ec2(args) => runtime()?.block_on(ec2::run(args))?,
         Verb::Status => standing::status()?,
         Verb::Down => standing::down()?,

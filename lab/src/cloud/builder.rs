@@ -125,6 +125,7 @@ impl CloudBuilder {
             vpc,
             subnets: BTreeMap::new(),
             space: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             groups,
             default_group,
             types: self.types.into_iter().map(|it| (it.name.clone(), it)).collect(),

@@ -271,6 +271,38 @@ impl CloudHandle {
         self.with(|cloud, now| cloud.set_imds_v1(now, instance, is_allowed));
     }
 
+    /// Others take addresses of a subnet until only `leave` are free.
+    ///
+    /// # Errors
+    /// `InvalidSubnetID.NotFound`.
+    pub fn occupy_subnet(&self, subnet: &str, leave: u32) -> Result<(), Ec2Error> {
+        self.with(|cloud, now| cloud.occupy_subnet(now, subnet, leave))
+    }
+
+    /// Others take one address of each free /28 of a subnet.
+    ///
+    /// # Errors
+    /// `InvalidSubnetID.NotFound`.
+    pub fn fragment_subnet(&self, subnet: &str) -> Result<(), Ec2Error> {
+        self.with(|cloud, now| cloud.fragment_subnet(now, subnet))
+    }
+
+    /// Others give back what they have taken of a subnet.
+    ///
+    /// # Errors
+    /// `InvalidSubnetID.NotFound`.
+    pub fn vacate_subnet(&self, subnet: &str) -> Result<(), Ec2Error> {
+        self.with(|cloud, now| cloud.vacate_subnet(now, subnet))
+    }
+
+    /// Sets a tag of an ENI, instance or subnet; `None` takes it away.
+    ///
+    /// # Errors
+    /// EC2's own for an id that does not exist.
+    pub fn set_tag(&self, resource: &str, key: &str, value: Option<&str>) -> Result<(), Ec2Error> {
+        self.with(|cloud, now| cloud.set_tag(now, resource, key, value))
+    }
+
     /// Teaches the world an instance type.
     pub fn add_instance_type(&self, instance_type: InstanceType) {
         self.with(|cloud, _| cloud.add_instance_type(instance_type));

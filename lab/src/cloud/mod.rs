@@ -25,6 +25,7 @@ mod metadata;
 mod model;
 mod request;
 mod snapshot;
+mod strangers;
 mod subnet;
 #[cfg(test)]
 mod tests;

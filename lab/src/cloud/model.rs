@@ -20,6 +20,7 @@ use super::limits::InstanceType;
 use super::log::CallLog;
 use super::request::{CreateNetworkInterface, Request, Response};
 use super::snapshot::Snapshot;
+use super::strangers::Strangers;
 use super::subnet::{FreeSpace, Placement, Subnet};
 
 /// EC2, as plain synchronous code: time comes in as an argument, chance from a seed.
@@ -35,6 +36,7 @@ pub struct Cloud {
     pub(super) vpc: Arc<Vpc>,
     pub(super) subnets: BTreeMap<String, Arc<Subnet>>,
     pub(super) space: BTreeMap<String, FreeSpace>,
+    pub(super) strangers: Strangers,
     pub(super) groups: Arc<BTreeMap<String, SecurityGroup>>,
     pub(super) default_group: String,
     pub(super) types: BTreeMap<String, InstanceType>,

@@ -1,6 +1,7 @@
 //! A world that stands until it is told to go, for people who want to look around.
 
 mod enter;
+mod knob;
 mod protocol;
 mod server;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::knob::Knob;
 use self::protocol::{Answer, Ask, ask, connect, directory, socket};
 
 /// What stands.
@@ -143,6 +145,11 @@ pub(crate) fn pod(verb: PodVerb) -> Result<()> {
             Ask::PodDel { node, namespace, name }
         }
     })
+}
+
+/// Turns a knob of the world.
+pub(crate) fn turn(knob: Knob) -> Result<()> {
+    tell(&Ask::Turn { knob })
 }
 
 /// Runs a command inside.

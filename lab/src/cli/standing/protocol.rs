@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::knob::Knob;
+
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
@@ -17,6 +19,8 @@ pub(super) enum Ask {
     PodAdd { node: String, namespace: String, name: String },
     /// Deletes it likewise.
     PodDel { node: String, namespace: String, name: String },
+    /// Turns something while the world runs.
+    Turn { knob: Knob },
     /// Where a command for `target` has to run.
     Locate { target: String },
     /// Ends the world.

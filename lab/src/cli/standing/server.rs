@@ -106,6 +106,7 @@ impl World {
                 let place = self.locate(&target).await?;
                 return Ok((Answer::Location { name: place.name().to_owned() }, Some(place)));
             }
+            Ask::Turn { knob } => knob.turn(self.lab.cloud())?,
             Ask::PodAdd { node, namespace, name } => {
                 let key = (node.clone(), format!("{namespace}/{name}"));
                 let mut pods = self.pods.lock().await;

@@ -236,3 +236,54 @@ fn the_same_seed_and_calls_give_the_same_world() {
     assert_eq!(play(5), play(5));
     assert_ne!(play(5), play(6));
 }
+
+#[test]
+fn a_fragmented_subnet_has_addresses_and_no_prefix_until_the_others_leave() {
+    let mut world = World::new("m5.large");
+    let subnet = world.instance.subnet_id.clone();
+    let prefix = |eni_id: &str| {
+        Request::AssignPrivateIpAddresses(AssignPrivateIpAddresses {
+            eni_id: eni_id.to_owned(),
+            prefix_count: Some(1),
+            ..AssignPrivateIpAddresses::default()
+        })
+    };
+    let primary = world.instance.primary_eni.clone();
+
+    world.cloud.fragment_subnet(world.now, &subnet).unwrap();
+
+    assert!(world.free() > 3000);
+    assert_eq!(world.refusal(prefix(&primary)), "InsufficientCidrBlocks");
+    world.cloud.vacate_subnet(world.now, &subnet).unwrap();
+    world.ask(prefix(&primary)).unwrap();
+}
+
+#[test]
+fn an_occupied_subnet_has_as_many_addresses_as_were_left() {
+    let mut world = World::new("m5.large");
+    let subnet = world.instance.subnet_id.clone();
+    let before = world.free();
+
+    world.cloud.occupy_subnet(world.now, &subnet, 2).unwrap();
+
+    assert_eq!(world.free(), 2);
+    world.cloud.vacate_subnet(world.now, &subnet).unwrap();
+    assert_eq!(world.free(), before);
+    assert_eq!(
+        world.cloud.occupy_subnet(world.now, "subnet-1", 2).unwrap_err().code,
+        "InvalidSubnetID.NotFound"
+    );
+}
+
+#[test]
+fn tags_come_and_go_by_any_hand() {
+    let mut world = World::new("m5.large");
+    let subnet = world.instance.subnet_id.clone();
+    let tags = |world: &World| world.cloud.snapshot().subnets[&subnet].tags.clone();
+
+    world.cloud.set_tag(world.now, &subnet, "kubernetes.io/role/cni", Some("0")).unwrap();
+
+    assert_eq!(tags(&world)["kubernetes.io/role/cni"], "0");
+    world.cloud.set_tag(world.now, &subnet, "kubernetes.io/role/cni", None).unwrap();
+    assert!(tags(&world).is_empty());
+}
