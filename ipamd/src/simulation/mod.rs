@@ -8,6 +8,7 @@
 mod aws;
 mod chance;
 mod checks;
+mod churn;
 mod disk;
 mod kernel;
 mod life;

@@ -30,6 +30,15 @@ pub(super) struct Outcome {
 
 /// Runs a scenario; a loud one prints its trace.
 pub(super) fn play(scenario: &Scenario, is_loud: bool) -> Outcome {
+    play_and_ask(scenario, is_loud, |_| ()).0
+}
+
+/// The same, and something about the world as it is in the end.
+pub(super) fn play_and_ask<T>(
+    scenario: &Scenario,
+    is_loud: bool,
+    ask: impl FnOnce(&World) -> T,
+) -> (Outcome, T) {
     fastrand::seed(scenario.seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -47,7 +56,7 @@ pub(super) fn play(scenario: &Scenario, is_loud: bool) -> Outcome {
         }
         let (digest, events, trace) = world.trace();
         let violation = world.oracle().violation();
-        Outcome { violation, digest, events, trace }
+        (Outcome { violation, digest, events, trace }, ask(&world))
     })
 }
 
