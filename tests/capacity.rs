@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::stage::explains;
 use e2e::{scenarios, until};
 use lab::cloud::IMDS;
 use lab::world::cni::PluginError;
@@ -51,7 +52,9 @@ async fn refused(node: &Node) -> Result<PluginError> {
     let error = node.add_pod("default", "one-too-many").await.err().context("there was room")?;
     // A refusal after the longest wait would take longer than that.
     ensure!(began.elapsed() < LONGEST_WAIT, "the refusal took {:?}", began.elapsed());
-    error.downcast::<PluginError>().context("not an error of the plugin")
+    let error = error.downcast::<PluginError>().context("not an error of the plugin")?;
+    explains(&error)?;
+    Ok(error)
 }
 
 fn contains_all(error: &PluginError, parts: &[&str]) -> Result<()> {

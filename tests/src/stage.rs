@@ -214,7 +214,15 @@ impl Stage {
     /// # Errors
     /// The plugin's, or the address may not be in use again yet.
     pub async fn add_once(&mut self, name: &str) -> Result<Pod> {
-        let pod = self.node().add_pod("default", name).await?;
+        let pod = match self.node().add_pod("default", name).await {
+            Ok(pod) => pod,
+            Err(error) => {
+                if let Some(words) = plugin_error(&error) {
+                    explains(words)?;
+                }
+                return Err(error);
+            }
+        };
         self.note_added(&pod)?;
         Ok(pod)
     }
@@ -312,8 +320,15 @@ async fn attempt(node: Node, name: String) -> Result<Pod> {
     loop {
         match node.add_pod_timed(PodSpec::new("default", &name)).await {
             Ok((pod, _)) => return Ok(pod),
-            Err(error) if plugin_error(&error).is_none() || began.elapsed() > PATIENCE => return Err(error),
-            Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            Err(error) => {
+                if let Some(words) = plugin_error(&error) {
+                    explains(words)?;
+                }
+                if plugin_error(&error).is_none() || began.elapsed() > PATIENCE {
+                    return Err(error);
+                }
+                tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+            }
         }
     }
 }
@@ -322,4 +337,28 @@ async fn attempt(node: Node, name: String) -> Result<Pod> {
 #[must_use]
 pub fn plugin_error(error: &anyhow::Error) -> Option<&PluginError> {
     error.downcast_ref()
+}
+
+/// Whether an error of `aws-cni` says why there is no address, as the page for operators has it: one
+/// of its reasons with the code that belongs to it, or that the daemon is away.
+///
+/// # Errors
+/// It does not.
+pub fn explains(error: &PluginError) -> Result<()> {
+    const PAGE: &str = include_str!("../../docs/troubleshooting.md");
+    let refused = error.msg.strip_prefix("add cmd: failed to assign an IP address to container: ");
+    let is_explained = match refused.and_then(|rest| rest.split_once(": ")) {
+        Some((reason, _)) => {
+            reason != "REFUSAL_REASON_UNSPECIFIED"
+                && PAGE.contains(&format!("\n### {reason}\n\nCode {}.\n", error.code))
+        }
+        None => {
+            let call = "add cmd: Error received from AddNetwork gRPC call: rpc error: code = ";
+            let status = error.msg.strip_prefix(call).unwrap_or_default();
+            error.code == 11
+                && (status.starts_with("Unavailable ") || status.starts_with("DeadlineExceeded "))
+        }
+    };
+    ensure!(error.command != "ADD" || is_explained, "an ADD failed without a known reason: {error}");
+    Ok(())
 }

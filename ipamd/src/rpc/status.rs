@@ -196,6 +196,7 @@ pub(super) fn place(eni: &EniReport) -> AddressPlace {
         device_index: eni.slot.device.0.into(),
         route_table: eni.table.0,
         eni_state: phase_name(eni.phase).to_owned(),
+        eni_unused_because: eni.unused_because.map(str::to_owned),
     }
 }
 

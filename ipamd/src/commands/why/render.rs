@@ -73,10 +73,15 @@ fn holding(who: &str, held: &Holding, now: i64) -> Vec<String> {
 }
 
 fn place(place: &AddressPlace) -> String {
-    let AddressPlace { eni, subnet, network_card, device_index, route_table, eni_state } = place;
+    let AddressPlace { eni, subnet, network_card, device_index, route_table, eni_state, .. } = place;
     let table = if *route_table == 254 { "main".to_owned() } else { route_table.to_string() };
-    let state = if eni_state == "ready" { String::new() } else { format!(", which is {eni_state}") };
+    let state = if eni_state == "ready" { String::new() } else { format!(", which is {}", doing(eni_state)) };
     format!("{eni}{state} (card {network_card}, device {device_index}) in {subnet}, route table {table}")
+}
+
+/// What an ENI is doing, after `is`.
+fn doing(eni_state: &str) -> &str {
+    if eni_state == "setting up" { "being set up" } else { eni_state }
 }
 
 fn sandbox(pod: Option<&PodStatus>) -> Option<String> {
@@ -140,6 +145,17 @@ fn released(who: &str, released: &ReleasedAddress, now: i64) -> Vec<String> {
     lines
 }
 
+fn free(ip: &str, place: Option<&AddressPlace>) -> String {
+    let Some(AddressPlace { eni_state, eni_unused_because, .. }) = place else {
+        return format!("{ip} is free");
+    };
+    match eni_unused_because {
+        Some(why) => format!("{ip} is free, but no pod gets it: its ENI is not used ({why})"),
+        None if eni_state != "ready" => format!("{ip} is free, but its ENI is {}", doing(eni_state)),
+        None => format!("{ip} is free: the next pod may get it"),
+    }
+}
+
 fn address_lines(story: &AddressStory, reply: &WhyReply) -> Vec<String> {
     let now = reply.now_unix_ms;
     let ip = &story.ip;
@@ -148,7 +164,7 @@ fn address_lines(story: &AddressStory, reply: &WhyReply) -> Vec<String> {
             let since = story.assigned_unix_ms.map(|since| format!(" since {}", moment(since, now)));
             format!("{ip} is {}'s{}", pod(story.pod.as_ref()), since.unwrap_or_default())
         }
-        "free" => format!("{ip} is free: the next pod may get it"),
+        "free" => free(ip, story.place.as_ref()),
         "cooling" => {
             let until = story.cooling_until_unix_ms.map(|until| distance(until, now));
             format!("{ip} cools after its last pod; it is free {}", until.unwrap_or_default())

@@ -36,6 +36,7 @@ fn place() -> AddressPlace {
         device_index: 1,
         route_table: 2,
         eni_state: "ready".to_owned(),
+        eni_unused_because: None,
     }
 }
 
@@ -207,10 +208,38 @@ fn an_address_says_what_it_is_doing() {
             Known::Yes,
             "10.0.1.7 is held back, neither given out nor returned: the kernel routes it\n".to_owned(),
         ),
-        (story("free"), Known::Yes, "10.0.1.7 is free: the next pod may get it\n".to_owned()),
+        (
+            AddressStory { place: Some(place()), ..story("free") },
+            Known::Yes,
+            format!("10.0.1.7 is free: the next pod may get it\n{on_eni}"),
+        ),
         (story("unknown"), Known::No, "10.0.1.7 is no address that this node has for pods\n".to_owned()),
     ];
     for (address, is_known, text) in cases {
         check(&WhyReply { address: Some(address), ..reply(Vec::new()) }, (is_known, text.as_str()));
     }
+}
+
+#[test]
+fn an_address_that_no_pod_can_get_yet_is_not_promised() {
+    let with = |place: AddressPlace| {
+        let story = AddressStory {
+            ip: "10.0.1.7".to_owned(),
+            state: "free".to_owned(),
+            place: Some(place),
+            ..AddressStory::default()
+        };
+        let text = render("10.0.1.7", &WhyReply { address: Some(story), ..reply(Vec::new()) });
+        text.lines().next().unwrap().to_owned()
+    };
+
+    assert_eq!(
+        with(AddressPlace { eni_state: "setting up".to_owned(), ..place() }),
+        "10.0.1.7 is free, but its ENI is being set up"
+    );
+    let excluded = AddressPlace { eni_unused_because: Some("its subnet is excluded".to_owned()), ..place() };
+    assert_eq!(
+        with(excluded),
+        "10.0.1.7 is free, but no pod gets it: its ENI is not used (its subnet is excluded)"
+    );
 }
