@@ -55,6 +55,17 @@ impl Block {
         self.kind().size()
     }
 
+    /// Whether the two have an address in common.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Ip(one), Self::Ip(other)) => one == other,
+            (Self::Prefix(one), Self::Prefix(other)) => one == other,
+            (Self::Ip(address), Self::Prefix(prefix)) | (Self::Prefix(prefix), Self::Ip(address)) => {
+                prefix.contains(address.into())
+            }
+        }
+    }
+
     /// Its addresses, in ascending order.
     pub(crate) fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
         let (single, prefix) = match self {

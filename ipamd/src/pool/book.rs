@@ -170,12 +170,16 @@ impl Book {
         entry.is_excluded = is_excluded;
         let id = entry.facts.id.clone();
         let blocks: Vec<_> = entry.blocks.keys().copied().collect();
-        self.enis.insert(id, entry);
-        self.received(blocks);
+        self.enis.insert(id.clone(), entry);
+        self.received(&id, blocks);
     }
 
-    /// Looks at blocks that just came for addresses that are spoken for.
-    pub(super) fn received(&mut self, blocks: Vec<Block>) {
+    /// Looks at blocks that just came to an ENI for addresses that are spoken for. Another ENI that
+    /// had one of them has it no more: what EC2 said last counts.
+    pub(super) fn received(&mut self, id: &EniId, blocks: Vec<Block>) {
+        let others = self.enis.values_mut().filter(|eni| eni.facts.id != *id);
+        let moved = others.flat_map(|eni| eni.remove_overlapping(&blocks)).collect();
+        self.lost(moved);
         for address in blocks.into_iter().flat_map(Block::addresses) {
             if let Some(allocation) = self.pinned.remove(&address) {
                 self.settle_down(allocation);
@@ -214,12 +218,13 @@ impl Book {
 
     /// Takes in what EC2 says of an ENI that is in the book.
     pub(super) fn update_eni(&mut self, eni: Eni) {
-        let Some(entry) = self.enis.get_mut(&eni.id) else { return };
+        let id = eni.id.clone();
+        let Some(entry) = self.enis.get_mut(&id) else { return };
         let before: BTreeSet<_> = entry.blocks.keys().copied().collect();
         let lost = entry.update(eni);
         let new = entry.blocks.keys().filter(|block| !before.contains(block)).copied().collect();
         self.lost(lost);
-        self.received(new);
+        self.received(&id, new);
     }
 
     /// Removes an ENI that is gone; what pods have of it stays pinned to them.
@@ -237,7 +242,8 @@ impl Book {
                 // Another ENI may have the address by now.
                 State::Assigned(allocation) => self.settle_down(allocation),
                 State::Cooling { until } => self.rest(address, until),
-                State::Free { .. } | State::Quarantined(_) => {}
+                State::Quarantined(reason) => self.hold_back(address, reason),
+                State::Free { .. } => {}
             }
         }
     }

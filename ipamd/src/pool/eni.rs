@@ -225,6 +225,17 @@ impl EniEntry {
         before.into_values().collect()
     }
 
+    /// Takes out the blocks that share an address with one of `blocks`.
+    pub(super) fn remove_overlapping(&mut self, blocks: &[Block]) -> Vec<BlockEntry> {
+        let shared: Vec<_> = self
+            .blocks
+            .keys()
+            .filter(|held| blocks.iter().any(|block| block.overlaps(**held)))
+            .copied()
+            .collect();
+        shared.iter().filter_map(|block| self.blocks.remove(block)).collect()
+    }
+
     /// Ends a departure that did not happen.
     pub(super) fn stay(&mut self) {
         if self.phase == EniPhase::Leaving {

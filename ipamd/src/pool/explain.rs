@@ -7,7 +7,7 @@ use vpc::PodKey;
 
 use super::block::BlockKind;
 use super::eni::{EniEntry, EniPhase};
-use super::failures::{Kind, is_for_operators};
+use super::failures::{Failed, Kind, is_for_operators};
 use super::settings::BlockMode;
 use super::step::{FailureClass, Step};
 use super::{Pool, Request, Stats};
@@ -62,7 +62,7 @@ impl Pool {
             self.book.cooled_by(request.latest),
             self.addresses_coming(),
             self.set_up_by(deadline),
-            self.room(deadline),
+            self.room(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class)),
         ];
         sources.into_iter().fold(stats.free, u32::saturating_add)
     }
@@ -82,16 +82,13 @@ impl Pool {
         due.map(|eni| eni.counts().free()).sum()
     }
 
-    /// The addresses that EC2 could still add by `deadline`, beyond the steps under way.
-    fn room(&self, deadline: Instant) -> u32 {
+    /// The addresses that EC2 could still add, beyond the steps under way, if failures that
+    /// `are_over` keep it from nothing.
+    fn room(&self, are_over: impl Fn(&Failed) -> bool) -> u32 {
         if !self.settings.may_provision {
             return 0;
         }
-        let is_open = |kind: &Kind| {
-            self.failures
-                .get(kind)
-                .is_none_or(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class))
-        };
+        let is_open = |kind: &Kind| self.failures.get(kind).is_none_or(&are_over);
         // What one slot in a subnet can bring.
         let size = |subnet: &vpc::SubnetId| {
             let has = |kind| is_open(&Kind::Subnet(subnet.clone(), kind));
@@ -109,6 +106,10 @@ impl Pool {
                 entry.map_or(0, |entry| {
                     self.slots_left_by(step, entry).saturating_mul(size(&entry.facts.subnet))
                 })
+            }
+            // Its place is free again in a moment.
+            Step::FreeEni { .. } => {
+                self.settings.slots_per_eni.saturating_mul(self.settings.mode.kind().size())
             }
             _ => 0,
         });
@@ -157,7 +158,7 @@ impl Pool {
             .filter(|step| step.brings_addresses())
             .map(Step::to_string)
             .collect();
-        if self.failures.gravest().is_some() || under_way.is_empty() {
+        if self.gravest().is_some() || under_way.is_empty() {
             return self.explain(now);
         }
         Refusal {
@@ -171,11 +172,18 @@ impl Pool {
         }
     }
 
+    /// The failure that best explains a missing address. On a node that could hold no more, what
+    /// EC2 refuses explains nothing.
+    fn gravest(&self) -> Option<&Failed> {
+        let is_full = self.room(|_| true) == 0;
+        self.failures.gravest(|kind| !is_full || !kind.is_growth())
+    }
+
     /// Says why there is no address, with the figures and what an operator can do.
     fn explain(&self, now: Instant) -> Refusal {
         let stats = self.book.stats();
         let cooled_in = self.book.next_useful_cooled().map(|until| until.saturating_duration_since(now));
-        if let Some(last) = self.failures.gravest() {
+        if let Some(last) = self.gravest() {
             let (reason, advice) = advice(last.failure.class);
             return Refusal {
                 reason,
@@ -197,7 +205,7 @@ impl Pool {
                 retry_after: Some(cooled_in.max(Duration::from_secs(1))),
             };
         } else if stats.quarantined > 0 && stats.assigned < self.settings.capacity() {
-            (Reason::Quarantined, "see the daemon's log for the addresses that are held back and why")
+            (Reason::Quarantined, "`ipamd status` lists the addresses that are held back and why")
         } else if !self.settings.may_provision && stats.total < self.settings.capacity() {
             (
                 Reason::ProvisioningOff,

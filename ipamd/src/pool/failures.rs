@@ -38,6 +38,11 @@ impl Kind {
         !matches!(self, Self::Return(_) | Self::ReadSubnets)
     }
 
+    /// Whether success would bring more than the node holds.
+    pub(super) fn is_growth(&self) -> bool {
+        matches!(self, Self::AllocateEni | Self::Assign(_) | Self::Subnet(..))
+    }
+
     fn eni(&self) -> Option<&EniId> {
         match self {
             Self::Assign(eni) | Self::SetUpEni(eni) | Self::Return(eni) => Some(eni),
@@ -107,6 +112,21 @@ impl LastFailures {
         }
     }
 
+    /// Whether a subnet that had not a single block is due to be asked again.
+    pub(super) fn has_subnet_due(&self, now: Instant) -> bool {
+        let mut subnets = self.by_kind.iter().filter(|(kind, _)| matches!(kind, Kind::Subnet(..)));
+        subnets.any(|(_, last)| last.times > 0 && !last.is_over && last.retry_at <= now)
+    }
+
+    /// Leaves a subnet that is due alone for longer, as if it had been asked in vain once more.
+    pub(super) fn postpone(&mut self, subnet: &SubnetId, kind: BlockKind, now: Instant) {
+        let last = self.by_kind.get_mut(&Kind::Subnet(subnet.clone(), kind));
+        if let Some(last) = last.filter(|last| last.times > 0 && last.retry_at <= now) {
+            last.times = last.times.saturating_add(1);
+            last.retry_at = now + pause(&last.failure, last.times);
+        }
+    }
+
     /// Forgets a failure whose cause has gone.
     pub(super) fn forget(&mut self, kind: &Kind) {
         self.by_kind.remove(kind);
@@ -151,12 +171,12 @@ impl LastFailures {
         self.by_kind.values().map(|last| last.retry_at).filter(|at| *at > now).min()
     }
 
-    /// The failure that best explains a missing address: the one that only an operator can mend
+    /// Of the failures that count, the one that best explains a missing address: the one that only an operator can mend
     /// first, then the one that lasts longest.
-    pub(super) fn gravest(&self) -> Option<&Failed> {
+    pub(super) fn gravest(&self, counts: impl Fn(&Kind) -> bool) -> Option<&Failed> {
         self.by_kind
             .iter()
-            .filter(|(kind, last)| kind.brings_addresses() && !last.is_over)
+            .filter(|(kind, last)| kind.brings_addresses() && !last.is_over && counts(kind))
             .map(|(_, last)| last)
             .max_by_key(|last| (is_for_operators(last.failure.class), last.retry_at))
     }

@@ -43,6 +43,9 @@ impl Pool {
         if self.needed(&growth, kinds[0]) == 0 {
             return;
         }
+        if self.looks_at_subnets() && self.failures.has_subnet_due(now) && !self.subnets.are_fresh(now) {
+            self.look_at_subnets(now, steps);
+        }
         for kind in kinds {
             self.fill_enis(*kind, &mut growth, now, steps);
             if *kind == self.settings.mode.kind() {
@@ -57,9 +60,7 @@ impl Pool {
     /// The slots that will be empty on ENIs once what is under way on them has ended. To fill those
     /// then is sooner done, and with fewer calls, than to make one more ENI now.
     fn room_under_way(&self, kind: BlockKind, now: Instant, planned: &[Step]) -> u32 {
-        let is_open = |subnet: &SubnetId| {
-            self.may_hold(subnet, kind) && self.failures.may(&Kind::Subnet(subnet.clone(), kind), now)
-        };
+        let is_open = |subnet: &SubnetId| self.may_hold(subnet, kind) && self.may_ask(subnet, kind, now);
         let steps = self.running.steps().values().chain(planned);
         let room = steps.map(|step| match step {
             Step::AllocateEni { subnet, blocks, .. } if is_open(subnet) => {
@@ -171,10 +172,11 @@ impl Pool {
                 return;
             };
             if self.custom.is_none() && self.settings.reads_subnets && !self.subnets.are_fresh(now) {
-                // Where an ENI may go can have changed since the last one was made.
-                self.wants_subnets = true;
-                if self.may_read_subnets(now) && !steps.contains(&Step::ReadSubnets) {
-                    steps.push(Step::ReadSubnets);
+                // Where an ENI may go can have changed since the last one was made. As long as there
+                // is no place for one, a look now and then will do.
+                let is_open = |subnet| self.failures.may(&Kind::Subnet(subnet, kind), now);
+                if self.subnets_for_new_enis().into_iter().any(is_open) || self.subnets.are_stale(now) {
+                    self.look_at_subnets(now, steps);
                 }
                 // In the other kind it would have to go somewhere as well.
                 growth.eni_room = 0;
@@ -195,12 +197,31 @@ impl Pool {
         }
     }
 
+    /// Whether EC2 tells how much room the subnets have.
+    fn looks_at_subnets(&self) -> bool {
+        self.settings.reads_subnets && !self.subnets.are_refused()
+    }
+
+    fn look_at_subnets(&mut self, now: Instant, steps: &mut Vec<Step>) {
+        self.wants_subnets = true;
+        if self.may_read_subnets(now) && !steps.contains(&Step::ReadSubnets) {
+            steps.push(Step::ReadSubnets);
+        }
+    }
+
+    /// Whether a subnet may be asked for blocks now. One that had none is looked at before.
+    fn may_ask(&self, subnet: &SubnetId, kind: BlockKind, now: Instant) -> bool {
+        let is_known =
+            !self.looks_at_subnets() || !self.failures.is_out_of(subnet, kind) || self.subnets.are_fresh(now);
+        is_known && self.failures.may(&Kind::Subnet(subnet.clone(), kind), now)
+    }
+
     /// The subnet for a new ENI with blocks of `kind`.
     fn subnet_for(&self, kind: BlockKind, now: Instant) -> Option<SubnetId> {
         self.subnets_for_new_enis()
             .into_iter()
             .filter(|subnet| self.may_hold(subnet, kind))
-            .find(|subnet| self.failures.may(&Kind::Subnet(subnet.clone(), kind), now))
+            .find(|subnet| self.may_ask(subnet, kind, now))
     }
 
     /// The subnets that take new ENIs, best first.
@@ -218,7 +239,7 @@ impl Pool {
             && self.may_hold(&facts.subnet, kind)
             && !self.running.touches(&facts.id)
             && self.failures.may(&Kind::Assign(facts.id.clone()), now)
-            && self.failures.may(&Kind::Subnet(facts.subnet.clone(), kind), now)
+            && self.may_ask(&facts.subnet, kind, now)
     }
 
     /// Whether the ENI may hold more blocks at all.

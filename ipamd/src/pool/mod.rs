@@ -151,9 +151,9 @@ pub(crate) struct Pool {
     is_look_due: bool,
     /// The subnets are to be read.
     wants_subnets: bool,
-    /// Pods of the state file that the kernel does not show yet, each with the time until which
-    /// their ADD may still be under way.
-    in_flight: BTreeMap<PodKey, Instant>,
+    /// Pods of which the kernel shows nothing, each with the time until which their ADD may still
+    /// be under way.
+    doubted: BTreeMap<PodKey, Instant>,
 }
 
 impl Pool {
@@ -173,7 +173,7 @@ impl Pool {
             is_unclear: false,
             is_reading_unclear: false,
             is_look_due: false,
-            in_flight: BTreeMap::new(),
+            doubted: BTreeMap::new(),
         }
     }
 
@@ -193,7 +193,7 @@ impl Pool {
         self.book.expire_cooling(now);
         if let Some(assignment) = self.book.assignment_of(&request.key) {
             // The runtime repeats an ADD that got no answer: this one may be under way as long.
-            self.in_flight.remove(&request.key);
+            self.doubted.remove(&request.key);
             return Answer::Assigned(assignment);
         }
         if self.book.is_pinned(&request.key) {
@@ -257,7 +257,7 @@ impl Pool {
     /// [`UnknownPod`] if the key holds nothing. A waiting request of that key is dropped too.
     pub(crate) fn release(&mut self, key: &PodKey, now: Instant) -> Result<Released, UnknownPod> {
         self.waiters.remove_key(key);
-        self.in_flight.remove(key);
+        self.doubted.remove(key);
         self.book.release(key, now + self.settings.cooldown).ok_or(UnknownPod)
     }
 

@@ -140,7 +140,7 @@ impl Pool {
         for block in &assigned {
             entry.blocks.entry(*block).or_default();
         }
-        self.book.received(assigned);
+        self.book.received(eni, assigned);
     }
 
     fn step_failed(&mut self, step: &Step, failure: StepFailure, now: Instant) {
@@ -186,6 +186,13 @@ impl Pool {
         self.subnets.read(subnets, now);
         for subnet in self.subnets.recovered() {
             self.failures.forget(&Kind::Subnet(subnet, BlockKind::Prefix));
+        }
+        // What is out of addresses need not be asked to know it.
+        for subnet in self.subnets.known() {
+            self.failures.postpone(&subnet.id, BlockKind::Prefix, now);
+            if subnet.free_addresses == 0 {
+                self.failures.postpone(&subnet.id, BlockKind::Ip, now);
+            }
         }
         for eni in self.book.enis.values_mut() {
             eni.is_excluded = self.subnets.excludes(&eni.facts.subnet);

@@ -190,7 +190,8 @@ impl Pool {
                 Some("EC2 is read first, since an answer of it was lost".to_owned())
             } else if self.eni_room() == 0 {
                 let who = if wants.is_eni_limit_configured { "MAX_ENI allows" } else { "the instance takes" };
-                Some(format!("{who} {} ENIs, and these have no slot left", wants.eni_limit))
+                let plural = if wants.eni_limit == 1 { "" } else { "s" };
+                Some(format!("{who} {} ENI{plural}, with no slot left", wants.eni_limit))
             } else if self.subnets.were_read() && self.subnets_for_new_enis().is_empty() {
                 Some("no subnet's tags allow new ENIs".to_owned())
             } else {

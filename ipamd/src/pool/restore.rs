@@ -1,6 +1,6 @@
 //! The witnesses at start and later: what the state file says, held against the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -102,14 +102,16 @@ impl Pool {
     ) -> Vec<RestoreNote> {
         let mut notes = Vec::new();
         let mut allocations = journal.allocations;
+        let links = Links::of(&allocations, kernel);
         // Where two records contradict each other, the one that the kernel supports comes
         // first, then the younger.
         allocations.sort_by_key(|allocation| {
-            let is_supported = kernel.has_link_of(&allocation.pod);
+            let is_supported = links.speak_for(allocation);
             (std::cmp::Reverse(is_supported), std::cmp::Reverse(allocation.assigned_unix_ns))
         });
         for allocation in allocations {
-            self.restore_one(allocation, journal.read_unix_ns, kernel, now, &mut notes);
+            let is_seen = kernel.uses(allocation.address) || links.speak_for(&allocation);
+            self.restore_one(allocation, journal.read_unix_ns, is_seen, now, &mut notes);
         }
         for (address, until) in journal.cooling {
             self.book.rest(address, until);
@@ -125,7 +127,7 @@ impl Pool {
         &mut self,
         allocation: Allocation,
         read_unix_ns: i64,
-        kernel: &KernelView,
+        is_seen: bool,
         now: Instant,
         notes: &mut Vec<RestoreNote>,
     ) {
@@ -138,14 +140,14 @@ impl Pool {
             self.book.hold_back(address, QuarantineReason::ContestedRecord);
             return;
         }
-        if !is_seen(&allocation, kernel) {
+        if !is_seen {
             let Some(left) = time_left(allocation.assigned_unix_ns, read_unix_ns) else {
                 notes.push(RestoreNote::Freed { address, pod });
                 self.book.rest(address, now + self.settings.cooldown);
                 return;
             };
             notes.push(RestoreNote::InFlight { address, pod: pod.clone() });
-            self.in_flight.insert(allocation.key.clone(), now + left);
+            self.doubted.insert(allocation.key.clone(), now + left);
         }
         if self.book.eni_of(address).is_none() {
             notes.push(RestoreNote::Pinned { address, pod });
@@ -157,7 +159,7 @@ impl Pool {
     /// the kernel is held back; one that was held back and is no longer in use rests and is
     /// free again. Rules without a link behind them are named for removal.
     pub(crate) fn witness(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
-        let mut notes = self.judge_in_flight(kernel, now);
+        let mut notes = self.judge_unseen(kernel, now);
         self.book.kernel_uses = kernel.routed.union(&kernel.ruled).copied().collect();
         for &address in &self.book.kernel_uses.clone() {
             let Some(block) = self.book.block_mut(address) else { continue };
@@ -185,18 +187,20 @@ impl Pool {
         notes
     }
 
-    /// Ends the doubt about pods whose ADD may have been under way when the daemon started.
-    fn judge_in_flight(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
+    /// Questions the pods of which the kernel shows nothing: their ADD may be under way, or a DEL
+    /// came only half through. Where that lasts longer than an ADD takes, the pod has gone.
+    fn judge_unseen(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
+        let allocations = self.book.allocations();
+        let links = Links::of(&allocations, kernel);
         let mut notes = Vec::new();
-        for allocation in self.book.allocations() {
-            let Some(until) = self.in_flight.get(&allocation.key).copied() else { continue };
-            if is_seen(&allocation, kernel) {
-                self.in_flight.remove(&allocation.key);
-            } else if until <= now {
-                let Allocation { key, pod, address, .. } = allocation;
-                if self.release(&key, now).is_ok() {
-                    notes.push(RestoreNote::Freed { address, pod });
-                }
+        for allocation in &allocations {
+            let Allocation { key, pod, address, .. } = allocation;
+            if kernel.uses(*address) || links.speak_for(allocation) {
+                self.doubted.remove(key);
+            } else if *self.doubted.entry(key.clone()).or_insert(now + ADD_TAKES) <= now
+                && self.release(key, now).is_ok()
+            {
+                notes.push(RestoreNote::Freed { address: *address, pod: pod.clone() });
             }
         }
         notes
@@ -212,9 +216,27 @@ impl Pool {
     }
 }
 
-/// Whether anything in the kernel speaks for the recorded pod.
-fn is_seen(allocation: &Allocation, kernel: &KernelView) -> bool {
-    kernel.uses(allocation.address) || kernel.has_link_of(&allocation.pod)
+/// Which records the links of pods speak for. A link bears its pod's name, and the pod's next
+/// sandbox has one of the same name: it speaks for the youngest record alone.
+struct Links<'a> {
+    kernel: &'a KernelView,
+    youngest: BTreeMap<PodName, i64>,
+}
+
+impl<'a> Links<'a> {
+    fn of(allocations: &[Allocation], kernel: &'a KernelView) -> Self {
+        let mut youngest = BTreeMap::new();
+        for Allocation { pod, assigned_unix_ns, .. } in allocations {
+            let last = youngest.entry(pod.clone()).or_insert(*assigned_unix_ns);
+            *last = (*last).max(*assigned_unix_ns);
+        }
+        Self { kernel, youngest }
+    }
+
+    fn speak_for(&self, allocation: &Allocation) -> bool {
+        self.youngest.get(&allocation.pod) == Some(&allocation.assigned_unix_ns)
+            && self.kernel.has_link_of(&allocation.pod)
+    }
 }
 
 /// How much longer the ADD of a pod may be under way that was assigned its address at one time

@@ -13,6 +13,9 @@ use super::block::BlockKind;
 /// share one look.
 const FRESH: Duration = Duration::from_secs(10);
 
+/// How often to look at subnets none of which can take an ENI.
+const STALE: Duration = Duration::from_secs(120);
+
 /// The addresses of a prefix.
 const PREFIX: u32 = BlockKind::Prefix.size();
 
@@ -89,12 +92,21 @@ impl Subnets {
         self.read_at
     }
 
+    /// Whether EC2 would not say when it was last asked.
+    pub(super) fn are_refused(&self) -> bool {
+        self.is_refused
+    }
+
     pub(super) fn were_read(&self) -> bool {
         self.read_at.is_some()
     }
 
     pub(super) fn are_fresh(&self, now: Instant) -> bool {
         self.read_at.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+    }
+
+    pub(super) fn are_stale(&self, now: Instant) -> bool {
+        self.read_at.is_none_or(|at| now.saturating_duration_since(at) >= STALE)
     }
 
     pub(super) fn excludes(&self, subnet: &SubnetId) -> bool {

@@ -177,7 +177,9 @@ fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) {
                 truth.world.finish(id, failure(class));
             }
             Action::Look => {
-                let seen = truth.world.pool.witness(&KernelView::default(), truth.world.now);
+                let routed = truth.pods.values().copied().collect();
+                let kernel = KernelView { routed, ..KernelView::default() };
+                let seen = truth.world.pool.witness(&kernel, truth.world.now);
                 assert!(seen.iter().all(|note| matches!(note, RestoreNote::Cleared { .. })));
             }
             Action::Succeed(_) | Action::Fail(..) => {}

@@ -206,9 +206,9 @@ fn a_pod_that_repeats_its_add_after_a_restart_gets_the_address_that_was_recorded
 
     assert_eq!(world.added("a"), address(2));
 
-    world.pass(60 * SECOND);
+    world.pass(34 * SECOND);
     world.pool.witness(&KernelView::default(), world.now);
-    assert_eq!(world.added("a"), address(2), "the daemon itself has served it now");
+    assert_eq!(world.added("a"), address(2), "its new ADD may be under way as long");
 }
 
 #[test]
@@ -260,4 +260,58 @@ fn an_eni_that_only_instance_metadata_names_serves_its_pods_and_nobody_else() {
     world.pool.observe(vec![eni(0, &[1, 2])], world.now);
 
     assert_eq!(world.pool.settle(world.now).len(), 1);
+}
+
+#[test]
+fn a_pod_of_which_the_kernel_shows_nothing_for_longer_than_an_add_takes_has_gone() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    world.added("a");
+    assert_eq!(world.pool.witness(&KernelView::default(), world.now), [], "its ADD is under way");
+    world.pass(30 * SECOND);
+    assert_eq!(world.pool.witness(&KernelView::default(), world.now), []);
+    world.pass(30 * SECOND);
+
+    let notes = world.pool.witness(&KernelView::default(), world.now);
+
+    assert!(matches!(notes[..], [RestoreNote::Freed { .. }]));
+    assert_eq!(world.pool.cooling(), [(address(1), world.now + 30 * SECOND)]);
+}
+
+#[test]
+fn a_pod_that_the_kernel_shows_again_is_no_longer_in_doubt() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1])]);
+    world.added("a");
+    for shown in [KernelView::default(), kernel(&[("a", 1)]), KernelView::default()] {
+        world.pool.witness(&shown, world.now);
+        world.pass(30 * SECOND);
+    }
+
+    assert_eq!(world.pool.allocations().len(), 1);
+}
+
+#[test]
+fn the_link_of_a_pods_next_sandbox_does_not_speak_for_its_last_one() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1, 2])]);
+    let mut next = allocation("a", 2);
+    next.key = key("a-again");
+    let only_next = KernelView { routed: [address(2)].into(), ..kernel(&[("a", 2)]) };
+
+    let notes = world.pool.restore(journal(vec![allocation("a", 1), next]), &only_next, world.now);
+
+    assert!(matches!(notes[..], [RestoreNote::Freed { address: gone, .. }] if gone == address(1)));
+}
+
+#[test]
+fn an_address_that_ec2_brings_on_another_eni_moves_there_with_its_pod() {
+    let mut world = World::new(settings(3, 2), vec![eni(0, &[]), eni(1, &[11, 12])]);
+    world.run();
+    assert_eq!(world.added("a"), address(11));
+
+    // Somebody took it from its ENI; EC2 gives it to a new one.
+    world.pool.observe(vec![eni(0, &[]), eni(1, &[11, 12]), eni(2, &[11])], world.now);
+
+    let Answer::Assigned(again) = world.add("a") else { panic!() };
+    assert_eq!((again.address, again.eni), (address(11), Some(eni_id(2))));
+    let held: Vec<_> = world.pool.report(world.now).enis.iter().map(|eni| eni.addresses.len()).collect();
+    assert_eq!(held, [0, 1, 1]);
 }

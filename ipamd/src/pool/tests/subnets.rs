@@ -194,3 +194,33 @@ fn a_look_at_ec2_that_was_overtaken_by_a_step_undoes_nothing() {
 
     assert_eq!(world.layout(), [3]);
 }
+
+#[test]
+fn a_subnet_without_addresses_is_looked_at_from_time_to_time_and_not_asked_in_vain() {
+    let mut world = World::bare(discovering(2, 4));
+    let full = || vec![subnet("subnet-1", 0)];
+    world.pool.subnets_seen(full(), world.now);
+    for class in [FailureClass::SubnetExhausted; 8] {
+        for (id, step) in world.plan() {
+            let outcome = if step.is_growth() { failure(class) } else { Outcome::Subnets(full()) };
+            world.finish(id, outcome);
+        }
+    }
+
+    let mut looks = 0;
+    for _ in 0..360 {
+        world.pass(10 * SECOND);
+        for (id, step) in world.plan() {
+            assert_eq!(step, Step::ReadSubnets);
+            looks += 1;
+            world.finish(id, Outcome::Subnets(full()));
+        }
+    }
+    assert!(looks <= 35, "{looks} looks in an hour");
+
+    world.pass(121 * SECOND);
+    for (id, _) in world.plan() {
+        world.finish(id, Outcome::Subnets(vec![subnet("subnet-1", 50)]));
+    }
+    assert!(world.steps().iter().any(Step::is_growth));
+}

@@ -195,3 +195,32 @@ fn a_pod_whose_add_is_repeated_while_it_waits_takes_one_place() {
 
     assert!(world.pool.settle(world.now).is_empty(), "there will be an address for each of the two");
 }
+
+#[test]
+fn a_full_node_says_so_whatever_ec2_refused_before() {
+    let mut world = World::new(settings(2, 1), vec![eni(0, &[1])]);
+    world.added("a");
+    let (id, _) = world.plan().remove(0);
+    world.finish(id, failure(FailureClass::SubnetExhausted));
+    world.pool.observe(vec![eni(0, &[1]), eni(1, &[11])], world.now);
+    world.run();
+    world.added("b");
+
+    assert_eq!(refused(world.add("c")).reason, Reason::NodeFull);
+}
+
+#[test]
+fn a_pod_waits_while_an_eni_leaves_whose_place_another_can_take() {
+    let mut world = World::new(counting(settings(2, 1)), vec![eni(0, &[1]), eni(1, &[11])]);
+    world.run();
+    world.pass(400 * SECOND);
+    assert!(world.steps().contains(&Step::FreeEni { eni: eni_id(1) }) || !world.pool.running().is_empty());
+    world.added("a");
+
+    assert!(matches!(world.add("b"), Answer::Parked(_)));
+}
+
+fn counting(mut settings: Settings) -> Settings {
+    settings.targets.minimum_ip = 1;
+    settings
+}
