@@ -336,6 +336,8 @@ fn classify(action: Action, status: u16, code: &str, message: &str) -> Class {
 fn denied_action(action: Action, message: &str) -> Box<str> {
     let named = message.split_whitespace().find(|word| word.starts_with("ec2:"));
     let named = named.map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()));
+    // A message may speak of `ec2:*`, which nobody should be told to allow.
+    let named = named.filter(|name| name.contains(':'));
     named.map_or_else(|| format!("ec2:{action}").into(), Into::into)
 }
 
@@ -489,6 +491,7 @@ mod tests {
         );
 
         assert_eq!(error.class(), &Class::Unauthorized { iam_action: "ec2:CreateTags".into() });
+        assert_eq!(&*denied_action(Action::CreateTags, "not allowed: ec2:*."), "ec2:CreateTags");
     }
 
     #[test]
