@@ -10,6 +10,7 @@ use lab::measure::{Burst, Churn, boot_and_rest, burst, by_rules};
 
 fn main() {
     e2e::main(scenarios![
+        a_hundred_and_ten_pods_at_once_are_served_by_prefixes,
         twenty_seven_pods_at_once_fill_a_small_node,
         two_hundred_pods_at_once_fill_a_large_node,
         a_start_costs_no_more_calls_than_needed_and_rest_costs_none,
@@ -30,6 +31,10 @@ async fn all_are_served(name: &str) -> Result<()> {
     ensure!(calls <= most, "{calls} EC2 calls, at most {most} wanted: {:?}", outcome.calls);
     ensure!(calls < by_rules(&case)?.total_calls(), "the reference needs no more: {:?}", outcome.calls);
     Ok(())
+}
+
+async fn a_hundred_and_ten_pods_at_once_are_served_by_prefixes() -> Result<()> {
+    all_are_served("110 pods").await
 }
 
 async fn twenty_seven_pods_at_once_fill_a_small_node() -> Result<()> {

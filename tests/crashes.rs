@@ -19,8 +19,10 @@ use Progress::{Created, Durable, Moved, Synced, Written};
 
 /// The pods that a t3.small has room for: three ENIs with three secondary addresses each.
 const FULL: usize = 9;
-/// The addresses of one of its ENIs.
+/// The addresses, or prefixes, of one of its ENIs.
 const ONE_ENI: usize = 3;
+/// The addresses of a prefix.
+const PREFIX: usize = 16;
 
 /// How long the daemon may take until it asks EC2 for something: an ENI is kept for a minute.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -65,6 +67,11 @@ fn main() {
         "after_a_tag" => starting("CreateTags", BeforeAnswer),
         "before_an_unassign_arrives" => freeing("UnassignPrivateIpAddresses", BeforeWork),
         "after_an_unassign" => freeing("UnassignPrivateIpAddresses", BeforeAnswer),
+
+        "before_an_assign_of_a_prefix_arrives" => starting_with_prefixes(BeforeWork),
+        "after_an_assign_of_a_prefix" => starting_with_prefixes(BeforeAnswer),
+        "before_an_unassign_of_a_prefix_arrives" => freeing_prefixes(BeforeWork),
+        "after_an_unassign_of_a_prefix" => freeing_prefixes(BeforeAnswer),
 
         "in_add_with_an_empty_temporary_state_file" => replacing(Doing::Add, State, Created, 1),
         "in_add_with_an_unsynced_temporary_state_file" => replacing(Doing::Add, State, Written, 1),
@@ -163,6 +170,37 @@ async fn freeing(action: &'static str, point: GatePoint) -> Result<()> {
         }
         kill_at(stage, &gate).await?;
         stage.recovers(FULL).await
+    })
+    .await
+}
+
+/// A node of one ENI with room for three prefixes.
+fn node_with_prefixes() -> Setting {
+    Setting::new("t3.small").cooldown(1).env("MAX_ENI", 1).env("ENABLE_PREFIX_DELEGATION", true)
+}
+
+async fn starting_with_prefixes(point: GatePoint) -> Result<()> {
+    on(node_with_prefixes(), async |stage| {
+        let gate = stage.cloud().gate("AssignPrivateIpAddresses", point);
+        stage.start().await?;
+        let adding = stage.adding("early", PREFIX + 2);
+        kill_at(stage, &gate).await?;
+        stage.added(adding).await?;
+        stage.recovers(ONE_ENI * PREFIX).await
+    })
+    .await
+}
+
+async fn freeing_prefixes(point: GatePoint) -> Result<()> {
+    on(node_with_prefixes().env("POOL_SHRINK_DELAY", 1), async |stage| {
+        stage.start().await?;
+        stage.add_all("early", PREFIX + 2).await?;
+        let gate = stage.cloud().gate("UnassignPrivateIpAddresses", point);
+        for pod in stage.live().skip(1).cloned().collect::<Vec<_>>() {
+            stage.remove(pod).await?;
+        }
+        kill_at(stage, &gate).await?;
+        stage.recovers(ONE_ENI * PREFIX).await
     })
     .await
 }
