@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::moment::{Judge, Kept, Moment, Progress};
 use e2e::stage::{Setting, Stage, on};
-use e2e::trace::{End, Side, follow};
+use e2e::trace::{End, Side, begin_to_follow};
 use e2e::{Scenario, until};
 use lab::cloud::{Gate, GatePoint};
 use lab::world::{IPAMD_LOG, Pod, PodSpec};
@@ -269,14 +269,7 @@ async fn traced(doing: Doing, moment: Moment) -> Result<()> {
 async fn watch(stage: &Stage, moment: Moment) -> Result<JoinHandle<Result<End>>> {
     let pid = stage.daemon_pid()?;
     let mut judge = Judge::new(pid, moment);
-    let (ready, is_traced) = tokio::sync::oneshot::channel();
-    let say = move || {
-        let _ = ready.send(());
-        Ok(())
-    };
-    let end = tokio::spawn(follow(pid, say, move |side, call| judge.judge(side, call)));
-    is_traced.await.context("the daemon is not traced")?;
-    Ok(end)
+    begin_to_follow(pid, move |side, call| judge.judge(side, call)).await
 }
 
 async fn killed(stage: &mut Stage, end: JoinHandle<Result<End>>) -> Result<()> {

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::stage::{Setting, Stage, on, plugin_error};
-use e2e::trace::{End, Next, Side, SystemCall, follow};
+use e2e::trace::{End, Next, Side, SystemCall, begin_to_follow};
 use e2e::{scenarios, until};
 use lab::world::{Pod, PodSpec};
 use nix::libc;
@@ -25,24 +26,41 @@ fn main() {
     ]);
 }
 
-/// What the test wants of the traced daemon.
+/// What a traced daemon may do, and what it has done.
 #[derive(Debug, Default)]
-struct Wish(AtomicUsize);
+struct Disk {
+    /// The first sync may end.
+    is_ready: AtomicBool,
+    /// The daemon is to end.
+    is_over: AtomicBool,
+    syncs: AtomicUsize,
+    other_calls: AtomicUsize,
+}
 
-impl Wish {
-    /// The first sync waits.
-    const HOLD: usize = 0;
-    /// Everything goes on.
-    const GO_ON: usize = 1;
-    /// It ends.
-    const END: usize = 2;
-
-    fn set(&self, wish: usize) {
-        self.0.store(wish, Ordering::SeqCst);
-    }
-
-    fn get(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+impl Disk {
+    /// A judge that holds the first sync until the disk is ready, and counts.
+    fn judge(self: Arc<Self>) -> impl FnMut(Side, &SystemCall) -> Result<Next> {
+        let mut held = None;
+        move |side, call| {
+            if self.is_over.load(SeqCst) {
+                return Ok(Next::Kill);
+            }
+            if side == Side::After || call.number != libc::SYS_fsync {
+                self.other_calls.fetch_add(1, SeqCst);
+                return Ok(Next::GoOn);
+            }
+            let is_first = self.syncs.load(SeqCst) == 0 || held == Some(call.thread);
+            if is_first && !self.is_ready.load(SeqCst) {
+                // It is judged again and again.
+                held = Some(call.thread);
+                self.syncs.store(1, SeqCst);
+                return Ok(Next::Hold);
+            }
+            if held.take_if(|thread| *thread == call.thread).is_none() {
+                self.syncs.fetch_add(1, SeqCst);
+            }
+            Ok(Next::GoOn)
+        }
     }
 }
 
@@ -59,61 +77,29 @@ async fn a_hundred_adds_at_once_share_a_few_syncs() -> Result<()> {
         }
 
         let pid = stage.daemon_pid()?;
-        let (wish, syncs) = (Arc::new(Wish::default()), Arc::new(AtomicUsize::new(0)));
-        let others = Arc::new(AtomicUsize::new(0));
-        let judge = {
-            let (wish, syncs, others) = (wish.clone(), syncs.clone(), others.clone());
-            let mut held = None;
-            move |side: Side, call: &SystemCall| {
-                if wish.get() == Wish::END {
-                    return Ok(Next::Kill);
-                }
-                if side == Side::After || call.number != libc::SYS_fsync {
-                    others.fetch_add(1, Ordering::SeqCst);
-                    return Ok(Next::GoOn);
-                }
-                if syncs.load(Ordering::SeqCst) == 0 {
-                    held = Some(call.thread);
-                }
-                // A call that is held is judged again and again.
-                if wish.get() == Wish::HOLD && held == Some(call.thread) {
-                    syncs.store(1, Ordering::SeqCst);
-                    return Ok(Next::Hold);
-                }
-                if held.take_if(|thread| *thread == call.thread).is_none() {
-                    syncs.fetch_add(1, Ordering::SeqCst);
-                }
-                Ok(Next::GoOn)
-            }
-        };
-        let (ready, is_traced) = tokio::sync::oneshot::channel();
-        let say = move || {
-            let _ = ready.send(());
-            Ok(())
-        };
-        let tracing = tokio::spawn(follow(pid, say, judge));
-        is_traced.await.context("the daemon is not traced")?;
+        let disk = Arc::new(Disk::default());
+        let tracing = begin_to_follow(pid, disk.clone().judge()).await?;
 
         // While the first write takes its time the others ask, as they do when disks are slow.
         let before = sockets(pid)?;
         let mut adding: JoinSet<_> =
             pods.into_iter().map(|pod| async move { pod.add().await.map(|_| pod) }).collect();
         until("everybody has asked, and the daemon only waits for the disk", PATIENCE, || async {
-            let seen = others.load(Ordering::SeqCst);
+            let seen = disk.other_calls.load(SeqCst);
             tokio::time::sleep(Duration::from_millis(300)).await;
-            Ok(sockets(pid)? >= before + PODS && others.load(Ordering::SeqCst) == seen)
+            Ok(sockets(pid)? >= before + PODS && disk.other_calls.load(SeqCst) == seen)
         })
         .await?;
-        wish.set(Wish::GO_ON);
+        disk.is_ready.store(true, SeqCst);
         while let Some(pod) = adding.join_next().await {
             stage.note_added(&pod??)?;
         }
 
-        wish.set(Wish::END);
+        disk.is_over.store(true, SeqCst);
         stage.signal(Signal::SIGTERM)?;
         ensure!(tracing.await?? == End::Killed, "the daemon ended by itself");
         stage.was_killed().await?;
-        let syncs = syncs.load(Ordering::SeqCst);
+        let syncs = disk.syncs.load(SeqCst);
         eprintln!("{PODS} ADDs cost {syncs} syncs");
         ensure!((2..=MOST_SYNCS).contains(&syncs), "{PODS} ADDs cost {syncs} syncs");
         ensure!(stage.allocations()?.len() == PODS, "not all are in the state file");

@@ -16,6 +16,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use tokio::task::JoinHandle;
 
 /// How long to leave a process alone that has not stopped yet.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -85,6 +86,24 @@ pub async fn follow(
         let _ = done.send(outcome);
     });
     end.await.context("the tracing thread ended early")?
+}
+
+/// Begins to follow a running process; returns once nothing that it does is missed any more.
+///
+/// # Errors
+/// The kernel refuses to trace it.
+pub async fn begin_to_follow(
+    pid: i32,
+    judge: impl FnMut(Side, &SystemCall) -> Result<Next> + Send + 'static,
+) -> Result<JoinHandle<Result<End>>> {
+    let (ready, is_traced) = tokio::sync::oneshot::channel();
+    let say = move || {
+        let _ = ready.send(());
+        Ok(())
+    };
+    let end = tokio::spawn(follow(pid, say, judge));
+    is_traced.await.context("the process is not traced")?;
+    Ok(end)
 }
 
 /// The threads of one process, each with the system call that it is in.
