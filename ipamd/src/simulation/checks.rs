@@ -25,6 +25,8 @@ struct Books {
     running: Vec<String>,
     /// By ENI: its addresses, without its own.
     enis: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Addresses whose ENI EC2 has not shown.
+    pinned: u32,
     /// What the planner says of itself.
     plans: String,
     /// The pods in the books.
@@ -45,6 +47,7 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
     Books {
         stats: pool.stats(),
         plans,
+        pinned: u32::try_from(report.pinned.len()).unwrap_or(0),
         pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
         running: pool.running().values().map(ToString::to_string).collect(),
         empty_enis: enis.iter().filter(is_empty).count(),
@@ -193,7 +196,9 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
 /// Whether the node holds what its targets ask for, no less and no more.
 fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnets: u32) -> Option<Violation> {
     let scenario = stage.scenario;
-    let Stats { total, free, .. } = books.stats;
+    // A pinned address is its pod's, but stands on no ENI.
+    let total = books.stats.total.saturating_sub(books.pinned);
+    let free = books.stats.free;
     let per_eni = u32::try_from(scenario.ips_per_eni()).unwrap_or(0);
     let room = u32::try_from(capacity).unwrap_or(0).saturating_sub(total).min(subnets.saturating_sub(12));
     let (warm_ip, minimum) = (scenario.warm_ip(), scenario.minimum_ip());

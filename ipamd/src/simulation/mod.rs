@@ -6,6 +6,7 @@
 //! seed gives the same run to the last line of its trace.
 
 mod aws;
+mod boot;
 mod chance;
 mod checks;
 mod churn;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use ec2::{PaceOptions, Paced};
 use proto::spool::SpooledDel;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -58,8 +58,10 @@ pub(super) struct Node {
     pub(super) disk: SimDisk,
     pub(super) config: Config,
     wall_offset_secs: Arc<AtomicI64>,
-    /// Counts boots; changes with a reboot.
-    boots: watch::Sender<u64>,
+    /// The number of this boot.
+    boots: AtomicU64,
+    /// Rings at a reboot. A watch would wake its waiters in an order of its own.
+    rebooted: Notify,
     socket: Mutex<Option<Connection>>,
     process: Mutex<Option<Process>>,
     keeps_run: bool,
@@ -94,7 +96,8 @@ impl Node {
             disk: SimDisk::default(),
             config,
             wall_offset_secs: Arc::new(AtomicI64::new(0)),
-            boots: watch::Sender::new(1),
+            boots: AtomicU64::new(1),
+            rebooted: Notify::new(),
             socket: Mutex::new(None),
             process: Mutex::new(None),
             keeps_run: scenario.keeps_run,
@@ -110,14 +113,17 @@ impl Node {
     }
 
     pub(super) fn boot(&self) -> u64 {
-        *self.boots.borrow()
+        self.boots.load(Ordering::Relaxed)
     }
 
     /// Returns when the machine has been switched off since `boot`.
     pub(super) async fn rebooted_since(&self, boot: u64) {
-        let mut boots = self.boots.subscribe();
-        // The sender lives as long as the node.
-        let _ = boots.wait_for(|now| *now != boot).await;
+        let rebooted = self.rebooted.notified();
+        tokio::pin!(rebooted);
+        rebooted.as_mut().enable();
+        if self.boot() == boot {
+            rebooted.await;
+        }
     }
 
     pub(super) fn clock(&self) -> Clock {
@@ -281,7 +287,8 @@ impl Node {
         let mut oracle = self.world.oracle();
         oracle.rebooted(self.index);
         drop(oracle);
-        self.boots.send_modify(|boots| *boots += 1);
+        self.boots.fetch_add(1, Ordering::Relaxed);
+        self.rebooted.notify_waiters();
     }
 
     /// Leaves a DEL for the daemon, as a plugin does that does not reach it.

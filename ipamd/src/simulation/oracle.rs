@@ -142,7 +142,10 @@ pub(super) struct Oracle {
     /// Addresses that a person took away; what becomes of their pods is not the daemon's doing.
     /// True once EC2 has let go of them.
     taken_by_hand: BTreeMap<Ipv4Addr, bool>,
+    /// All addresses that a person ever took.
+    ever_taken: BTreeSet<Ipv4Addr>,
     nodes: Vec<NodeFacts>,
+    by_instance: BTreeMap<String, usize>,
     violation: Option<Violation>,
     decided: Arc<Notify>,
     checked_version: u64,
@@ -165,7 +168,9 @@ impl Oracle {
             by_container: BTreeMap::new(),
             rests: BTreeMap::new(),
             taken_by_hand: BTreeMap::new(),
+            ever_taken: BTreeSet::new(),
             nodes: vec![NodeFacts::default(); scenario.nodes],
+            by_instance: BTreeMap::new(),
             violation: None,
             decided: Arc::default(),
             checked_version: 0,
@@ -188,10 +193,11 @@ impl Oracle {
 
     pub(super) fn node_is(&mut self, node: usize, instance: &str) {
         self.nodes[node].instance = instance.to_owned();
+        self.by_instance.insert(instance.to_owned(), node);
     }
 
     fn node_of(&self, instance: &str) -> Option<usize> {
-        self.nodes.iter().position(|node| node.instance == instance)
+        self.by_instance.get(instance).copied()
     }
 
     /// Something is out of order for so long; for all nodes, or for one.
@@ -229,7 +235,10 @@ impl Oracle {
 
     /// A person takes addresses away from their nodes.
     pub(super) fn takes_by_hand(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) {
-        self.taken_by_hand.extend(addresses.into_iter().map(|address| (address, false)));
+        for address in addresses {
+            self.taken_by_hand.insert(address, false);
+            self.ever_taken.insert(address);
+        }
     }
 
     /// The node has lost all its pods.
@@ -282,7 +291,13 @@ impl Oracle {
             }
             return;
         }
-        let is_doomed = self.taken_by_hand.contains_key(&address);
+        let place = snapshot.enis.values().find(|eni| {
+            eni.addresses.iter().any(|ip| ip.address == address && !ip.is_primary)
+                || eni.prefixes.iter().any(|prefix| prefix.contains(&address))
+        });
+        let was_touched = |eni: &str| self.nodes[node].enis_by_hand.contains(eni);
+        let is_doomed =
+            self.taken_by_hand.contains_key(&address) || place.is_some_and(|eni| was_touched(&eni.id));
         let holding = self.holdings.get(&address);
         if let Some(holding) = holding.filter(|holding| !holding.is_doomed || holding.node == node) {
             let holder = format!("{} ({}) on node {}", holding.pod, holding.container, holding.node);
@@ -300,15 +315,11 @@ impl Oracle {
             self.violate(Violation::InKernelUse { address, pod: name.clone(), link });
         }
         let instance = &self.nodes[node].instance;
-        let place = snapshot.enis.values().find(|eni| {
-            eni.addresses.iter().any(|ip| ip.address == address && !ip.is_primary)
-                || eni.prefixes.iter().any(|prefix| prefix.contains(&address))
-        });
         let attachment = place
             .and_then(|eni| eni.attachment.as_ref())
             .filter(|attachment| attachment.instance_id == *instance);
         match attachment {
-            None if !self.taken_by_hand.contains_key(&address) => {
+            None if !is_doomed => {
                 self.violate(Violation::NotOnNode { address, pod: name, node });
             }
             Some(attachment) if attachment.device_index != assignment.slot.device.0 => {
@@ -442,6 +453,6 @@ impl Oracle {
     }
 
     pub(super) fn was_taken_by_hand(&self, address: Ipv4Addr) -> bool {
-        self.taken_by_hand.contains_key(&address)
+        self.ever_taken.contains(&address)
     }
 }

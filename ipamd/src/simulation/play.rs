@@ -70,7 +70,7 @@ pub(super) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     /// Starts the instances and their daemons.
-    fn set(world: &Arc<World>, scenario: &'a Scenario) -> Self {
+    pub(super) fn set(world: &Arc<World>, scenario: &'a Scenario) -> Self {
         let cloud = &world.cloud;
         let latency = Latency { base: scenario.latency, jitter: scenario.latency };
         cloud.set_latency("*", latency);
@@ -173,6 +173,10 @@ impl<'a> Stage<'a> {
             }
             Event::WallJump { node, secs } => {
                 self.world.oracle().forgets_rests(*node);
+                if *secs < 0 {
+                    // A DEL from before the jump may seem to be older than its pod.
+                    self.world.oracle().loses_books(*node);
+                }
                 self.world.oracle().trouble(Some(*node), Duration::from_secs(60));
                 self.nodes[*node].jump(*secs);
             }

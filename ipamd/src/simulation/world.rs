@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lab::cloud::{CloudBuilder, CloudHandle};
-use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::oracle::Oracle;
 use super::scenario::Scenario;
@@ -35,7 +35,7 @@ pub(super) struct World {
     link_delays: Vec<AtomicU64>,
     imds_down: AtomicBool,
     /// Set once no more pods are to come and go.
-    closing: watch::Sender<bool>,
+    closing: CancellationToken,
 }
 
 impl World {
@@ -57,7 +57,7 @@ impl World {
             }),
             link_delays: (0..scenario.nodes).map(|_| AtomicU64::new(0)).collect(),
             imds_down: AtomicBool::new(false),
-            closing: watch::Sender::new(false),
+            closing: CancellationToken::new(),
         };
         Arc::new(world)
     }
@@ -110,13 +110,12 @@ impl World {
 
     /// Has pods that do not stay go.
     pub(super) fn close(&self) {
-        self.closing.send_replace(true);
+        self.closing.cancel();
     }
 
     /// Returns once pods that do not stay are to go.
     pub(super) async fn closed(&self) {
-        // The sender lives as long as the world.
-        let _ = self.closing.subscribe().wait_for(|is_closing| *is_closing).await;
+        self.closing.cancelled().await;
     }
 
     pub(super) fn is_imds_down(&self) -> bool {
