@@ -15,6 +15,9 @@ use crate::pool::{AddressReport, AddressState, EniReport, Pool, Stats};
 /// How long the longest back-off, the clean-up after a restart, and an ENI's youth may take.
 const RECOVERY: Duration = Duration::from_secs(300);
 
+/// How long the hourly sweep may let wait, its spread over the cluster included.
+const SWEEP: Duration = Duration::from_secs(4500);
+
 /// How often to look while something may still settle.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
@@ -25,6 +28,10 @@ struct Books {
     running: Vec<String>,
     /// By ENI: its addresses, without its own.
     enis: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Prefixes of which no pod has an address.
+    empty_prefixes: u32,
+    /// Single addresses and prefixes.
+    slots_used: u32,
     /// Addresses whose ENI EC2 has not shown.
     pinned: u32,
     /// What the planner says of itself.
@@ -33,6 +40,26 @@ struct Books {
     pods: Vec<String>,
     /// Secondary ENIs of which no pod has an address.
     empty_enis: usize,
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn is_in(prefix: &vpc::Prefix, address: &AddressReport) -> bool {
+    prefix.contains(address.address.into())
+}
+
+fn empty_prefixes(eni: &EniReport) -> impl Iterator<Item = &vpc::Prefix> {
+    eni.prefixes.iter().filter(|prefix| {
+        let mut inside = eni.addresses.iter().filter(|address| is_in(prefix, address));
+        inside.all(|address| matches!(address.state, AddressState::Free))
+    })
+}
+
+fn slots_used(eni: &EniReport) -> usize {
+    let is_single = |address: &&AddressReport| !eni.prefixes.iter().any(|prefix| is_in(prefix, address));
+    eni.addresses.iter().filter(is_single).count() + eni.prefixes.len()
 }
 
 fn books(pool: &Pool, now: std::time::Instant) -> Books {
@@ -47,6 +74,8 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
     Books {
         stats: pool.stats(),
         plans,
+        empty_prefixes: count(enis.iter().flat_map(empty_prefixes).count()),
+        slots_used: count(enis.iter().map(slots_used).sum()),
         pinned: u32::try_from(report.pinned.len()).unwrap_or(0),
         pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
         running: pool.running().values().map(ToString::to_string).collect(),
@@ -67,17 +96,16 @@ pub(super) async fn settle(stage: &Stage<'_>) {
     // What people did to ENIs is seen by the hourly sweep at the latest.
     let is_by_hand = |event: &Event| matches!(event, Event::Hand { .. });
     let has_hands = stage.scenario.events.iter().any(|(_, event)| is_by_hand(event));
-    let sweep = Duration::from_secs(if has_hands { 4000 } else { 0 });
-    let patience = sweep
-        + RECOVERY
-        + stage.scenario.shrink_delay()
-        + stage.scenario.cooldown()
-        + 40 * stage.scenario.latency;
+    let patience =
+        RECOVERY + stage.scenario.shrink_delay() + stage.scenario.cooldown() + 40 * stage.scenario.latency;
     sleep(RECOVERY).await;
-    let mut left = patience.saturating_sub(RECOVERY) + Duration::from_secs(120);
+    let mut left = patience.saturating_sub(RECOVERY) + Duration::from_secs(120) + SWEEP;
     let violations = loop {
         let violations = look(stage).await;
-        if violations.is_empty() || left.is_zero() {
+        let waits_for_sweep =
+            has_hands || violations.iter().all(|found| matches!(found, Violation::Leaked { .. }));
+        let is_time_up = left.is_zero() || (left <= SWEEP && !waits_for_sweep);
+        if violations.is_empty() || is_time_up {
             break violations;
         }
         sleep(LOOK_EVERY).await;
@@ -103,7 +131,7 @@ pub(super) async fn settle(stage: &Stage<'_>) {
             .map(|(action, count)| {
                 (action, count.received - before.get(action).map_or(0, |count| count.received))
             })
-            .filter(|(action, count)| *count > if action.starts_with("Describe") { 6 } else { 0 })
+            .filter(|(action, count)| *count > if action.starts_with("Describe") { 10 } else { 0 })
             .collect();
         if !new.is_empty() {
             let calls = format!("{new:?} within {:?}", stage.scenario.idle);
@@ -190,6 +218,16 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     if stats.quarantined > 0 && !lost_books {
         return not_settled(format!("still held back: {stats:?}"));
     }
+    if scenario.changes_subnets() {
+        // What the tags allow is another matter.
+        return None;
+    }
+    if node.delegates_prefixes() {
+        return prefix_target(stage, index, books, capacity);
+    }
+    if scenario.has_prefixes() && books.empty_prefixes > 0 {
+        return not_settled(format!("{} free prefixes that are no longer asked for", books.empty_prefixes));
+    }
     target(stage, index, books, capacity, free_at_subnets)
 }
 
@@ -224,6 +262,45 @@ fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnet
         books.empty_enis > 0 && free >= (scenario.warm_eni() * per_eni).max(1) + per_eni
     };
     if is_high { missed("too many") } else { None }
+}
+
+/// The same where prefixes are delegated.
+fn prefix_target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize) -> Option<Violation> {
+    const SIZE: u32 = 16;
+    let scenario = stage.scenario;
+    let total = books.stats.total.saturating_sub(books.pinned);
+    let free = books.stats.free;
+    let (warm_ip, minimum, warm) = (scenario.warm_ip(), scenario.minimum_ip(), scenario.warm_prefix() * SIZE);
+    let counts_ips = warm_ip > 0 || minimum > 0;
+    let is_low = if counts_ips { free < warm_ip || total < minimum } else { free < warm };
+    let left = (free.saturating_sub(SIZE), total.saturating_sub(SIZE));
+    let is_high = books.empty_prefixes > 0
+        && if counts_ips { left.0 >= warm_ip && left.1 >= minimum } else { left.0 >= warm.max(1) };
+    let slots = u32::try_from(capacity).unwrap_or(0);
+    let has_room = books.slots_used < slots && total + SIZE < scenario.max_pods();
+    let missed = |what: &str| {
+        let what =
+            format!("{what}: {:?}, {} free prefixes; {}", books.stats, books.empty_prefixes, books.plans);
+        Some(Violation::TargetMissed { node, what })
+    };
+    if is_low && has_room && has_whole_block(stage) {
+        return missed("too few");
+    }
+    if is_high { missed("too many") } else { None }
+}
+
+/// Whether some subnet has a free /28.
+fn has_whole_block(stage: &Stage<'_>) -> bool {
+    let snapshot = stage.world.cloud.snapshot();
+    let mut taken = BTreeSet::new();
+    for eni in snapshot.enis.values() {
+        taken.extend(eni.addresses.iter().map(|ip| ip.address.to_bits() >> 4));
+        taken.extend(eni.prefixes.iter().map(|prefix| prefix.network().to_bits() >> 4));
+    }
+    snapshot.subnets.values().any(|subnet| {
+        let blocks = (subnet.cidr.network().to_bits() >> 4) + 1..subnet.cidr.broadcast().to_bits() >> 4;
+        blocks.into_iter().any(|block| !taken.contains(&block))
+    })
 }
 
 /// ENIs that were made for a node and are attached to nothing.

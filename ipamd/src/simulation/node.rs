@@ -21,7 +21,7 @@ use super::disk::SimDisk;
 use super::kernel::{Kernel, SimHost};
 use super::life::Life;
 use super::oracle::Violation;
-use super::scenario::Scenario;
+use super::scenario::{PREFIXES, Scenario};
 use super::world::World;
 use crate::app::{Daemon, Surroundings, instance_facts};
 use crate::clock::Clock;
@@ -56,7 +56,8 @@ pub(super) struct Node {
     pub(super) instance: String,
     pub(super) kernel: Kernel,
     pub(super) disk: SimDisk,
-    pub(super) config: Config,
+    config: Mutex<Config>,
+    vars: Mutex<BTreeMap<&'static str, String>>,
     wall_offset_secs: Arc<AtomicI64>,
     /// The number of this boot.
     boots: AtomicU64,
@@ -84,17 +85,22 @@ fn how(ended: &Option<anyhow::Result<()>>) -> String {
     }
 }
 
+fn configured(vars: &BTreeMap<&str, String>) -> Config {
+    Config::from_vars(|name| vars.get(name).cloned()).expect("usable settings")
+}
+
 impl Node {
     pub(super) fn new(world: &Arc<World>, index: usize, instance: &str, scenario: &Scenario) -> Arc<Self> {
         let vars: BTreeMap<_, _> = scenario.vars.clone();
-        let config = Config::from_vars(|name| vars.get(name).cloned()).expect("usable settings");
+        let config = configured(&vars);
         Arc::new(Self {
             world: Arc::clone(world),
             index,
             instance: instance.to_owned(),
             kernel: Kernel::default(),
             disk: SimDisk::default(),
-            config,
+            config: Mutex::new(config),
+            vars: Mutex::new(vars),
             wall_offset_secs: Arc::new(AtomicI64::new(0)),
             boots: AtomicU64::new(1),
             rebooted: Notify::new(),
@@ -177,10 +183,11 @@ impl Node {
             let pause = lock(&self.chance).millis(100, 3000) + Duration::from_secs(5) * failures.min(12);
             sleep(pause).await;
             if let Some(is_sidecar) = lock(&self.damage).take() {
+                let state_file = lock(&self.config).state_file.clone();
                 let path = if is_sidecar {
-                    self.config.state_file.with_file_name(crate::sidecar::FILE_NAME)
+                    state_file.with_file_name(crate::sidecar::FILE_NAME)
                 } else {
-                    self.config.state_file.clone()
+                    state_file
                 };
                 let is_done = self.disk.damage(&path, &mut lock(&self.chance));
                 is_forgetful = true;
@@ -200,6 +207,7 @@ impl Node {
         is_forgetful: &mut bool,
     ) -> anyhow::Result<()> {
         let stream = lock(&self.chance).next();
+        let config = lock(&self.config).clone();
         let reach = |world: &Arc<World>| (Arc::clone(world), self.instance.clone(), Arc::clone(life));
         let (world, instance, of) = reach(&self.world);
         let facts = FactReader::new(SimImds { world, instance, life: of });
@@ -224,7 +232,7 @@ impl Node {
             boot_id: format!("boot-{}", self.boot()),
             new_token: || format!("{:032x}", fastrand::u128(..)),
         };
-        let daemon = Daemon::bring_up(&self.config, facts_of_instance, network, surroundings).await?;
+        let daemon = Daemon::bring_up(&config, facts_of_instance, network, surroundings).await?;
         let upkeep = tokio::spawn(daemon.upkeep());
         lock(tasks).extend([daemon.task.abort_handle(), upkeep.abort_handle()]);
         let pool = daemon.pool.clone();
@@ -264,6 +272,21 @@ impl Node {
         if let Some(process) = &*lock(&self.process) {
             process.life.spare();
         }
+    }
+
+    /// Has the next process delegate prefixes if this one does not, and asks this one to end.
+    pub(super) fn switch(&self) {
+        let mut vars = lock(&self.vars);
+        if vars.remove(PREFIXES).is_none() {
+            vars.insert(PREFIXES, "true".to_owned());
+        }
+        *lock(&self.config) = configured(&vars);
+        drop(vars);
+        self.stop();
+    }
+
+    pub(super) fn delegates_prefixes(&self) -> bool {
+        lock(&self.vars).contains_key(PREFIXES)
     }
 
     pub(super) fn stop(&self) {

@@ -1,5 +1,6 @@
 //! One run from its beginning to the last check.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,6 +196,23 @@ impl<'a> Stage<'a> {
                 *node.damage.lock().expect("unpoisoned") = Some(*is_sidecar);
                 node.kill(None);
             }
+            Event::Switch { node } => {
+                // Blocks of the other kind go as pods let go of them.
+                self.world.oracle().trouble(Some(*node), Duration::from_secs(240));
+                self.nodes[*node].switch();
+            }
+            Event::Tag { subnet, value } => {
+                self.world.oracle().trouble(None, Duration::from_secs(4000));
+                let cidr = self.scenario.subnets.get(*subnet);
+                let snapshot = cloud.snapshot();
+                let found = snapshot.subnets.values().find(|found| Some(&found.cidr) == cidr);
+                if let Some(found) = found {
+                    let tags = BTreeMap::from([("kubernetes.io/role/cni".to_owned(), (*value).to_owned())]);
+                    let request = Request::CreateTags { resources: vec![found.id.clone()], tags };
+                    let _ = cloud.with(|cloud, now| cloud.perform(now, &request));
+                }
+            }
+            Event::Fragment { every, lasts } => self.fragment(*every, *lasts),
             Event::Hand { node, what, salt } => self.by_hand(*node, *what, *salt),
             Event::Fill { leave, lasts } => self.fill(*leave, *lasts),
             Event::ImdsLag { lag, lasts } => {
@@ -309,6 +327,34 @@ impl<'a> Stage<'a> {
                 });
             }
         }
+    }
+
+    /// Somebody else takes single addresses all over the subnets for a while.
+    fn fragment(&self, every: u32, lasts: Duration) {
+        let world = Arc::clone(&self.world);
+        world.oracle().trouble(None, lasts);
+        let mut taken = Vec::new();
+        for subnet in world.cloud.snapshot().subnets.values() {
+            let (first, last) = (subnet.cidr.network().to_bits(), subnet.cidr.broadcast().to_bits());
+            for address in (first..last).step_by(every.max(1) as usize) {
+                let wish = CreateNetworkInterface {
+                    subnet_id: subnet.id.clone(),
+                    primary_ip: Some(Ipv4Addr::from_bits(address)),
+                    ..CreateNetworkInterface::default()
+                };
+                let request = Request::CreateNetworkInterface(wish);
+                let made = world.cloud.with(|cloud, now| cloud.perform(now, &request));
+                if let Ok(Response::Created { eni, .. }) = made {
+                    taken.push(eni.id.clone());
+                }
+            }
+        }
+        self.later(lasts, move |world| {
+            for eni_id in taken {
+                let request = Request::DeleteNetworkInterface { eni_id };
+                let _ = world.cloud.with(|cloud, now| cloud.perform(now, &request));
+            }
+        });
     }
 
     /// Somebody else takes the subnets' addresses for a while.

@@ -50,6 +50,12 @@ pub(super) enum Event {
     Disk { node: usize, trouble: DiskTrouble, lasts: Duration },
     /// The daemon is killed, and a state file is damaged before it starts again.
     Damage { node: usize, is_sidecar: bool },
+    /// The daemon starts anew with prefix delegation where it had none, or the other way round.
+    Switch { node: usize },
+    /// The tag that offers a subnet to pods, or with 0 forbids it, is set.
+    Tag { subnet: usize, value: &'static str },
+    /// Somebody takes single addresses all over the subnets, so that few /28 blocks are whole.
+    Fragment { every: u32, lasts: Duration },
     /// Somebody changes the node's ENIs.
     Hand { node: usize, what: ByHand, salt: u64 },
     /// The subnets are filled up to so many free addresses, for a while.
@@ -100,14 +106,19 @@ impl Scenario {
             _ => 6,
         };
         let instance_type = chance.pick(&["t3.small", "t3.small", "t3.medium", "m5.large"]);
+        let vars = vars(&mut chance);
         let subnet = if chance.percent(20) { "10.0.0.0/26" } else { "10.0.0.0/22" };
+        let mut subnets: Vec<Ipv4Net> = vec![subnet.parse().expect("a subnet")];
+        if chance.percent(20) {
+            subnets.push("10.0.16.0/24".parse().expect("a subnet"));
+        }
         let most_latency = if chance.percent(20) { 1500 } else { 300 };
         let mut scenario = Self {
             seed,
             nodes,
             instance_type,
-            vars: vars(&mut chance),
-            subnets: vec![subnet.parse().expect("a subnet")],
+            vars,
+            subnets,
             active: chance.secs(600, 2400),
             idle: Duration::from_secs(if chance.percent(15) { 3600 } else { 600 }),
             latency: chance.millis(20, most_latency),
@@ -152,6 +163,21 @@ impl Scenario {
         self.number("MINIMUM_IP_TARGET", 0)
     }
 
+    /// Whether prefixes are delegated, or may be at some time.
+    pub(super) fn has_prefixes(&self) -> bool {
+        let switches = |(_, event): &(Duration, Event)| matches!(event, Event::Switch { .. });
+        self.vars.contains_key(PREFIXES) || self.events.iter().any(switches)
+    }
+
+    pub(super) fn warm_prefix(&self) -> u32 {
+        self.number("WARM_PREFIX_TARGET", 1)
+    }
+
+    /// Whether subnets' tags, or what is free in them, change what a node can reach.
+    pub(super) fn changes_subnets(&self) -> bool {
+        self.events.iter().any(|(_, event)| matches!(event, Event::Tag { .. }))
+    }
+
     /// The ENIs that a node may have.
     pub(super) fn eni_limit(&self) -> usize {
         let most = usize::from(self.limits().enis);
@@ -165,7 +191,12 @@ impl Scenario {
         usize::from(self.limits().slots_per_eni())
     }
 
-    /// The pods that a node can have at most.
+    /// The pods that the kubelet starts at most with prefix delegation.
+    pub(super) fn max_pods(&self) -> u32 {
+        if self.limits().vcpus > 30 { 250 } else { 110 }
+    }
+
+    /// The pods that a node can have at most, if each takes one slot.
     pub(super) fn capacity(&self) -> usize {
         self.eni_limit() * self.ips_per_eni()
     }
@@ -242,7 +273,13 @@ impl Scenario {
                 76..82 => {
                     Event::Fill { leave: u32::try_from(chance.between(0, 6)).unwrap_or(0), lasts: 3 * lasts }
                 }
-                82..86 => Event::ImdsLag { lag: chance.secs(5, 120), lasts },
+                82..83 => Event::Switch { node },
+                83..84 => Event::Tag { subnet: 1, value: chance.pick(&["0", "1", "1"]) },
+                84..85 => Event::Fragment {
+                    every: u32::try_from(chance.between(3, 20)).unwrap_or(3),
+                    lasts: 4 * lasts,
+                },
+                85..86 => Event::ImdsLag { lag: chance.secs(5, 120), lasts },
                 86..88 => Event::ImdsDown { lasts },
                 88..92 => Event::LateLinks { node, delay: chance.secs(1, 40), lasts },
                 92..96 => {
@@ -255,9 +292,19 @@ impl Scenario {
     }
 }
 
+/// The variable of prefix delegation.
+pub(super) const PREFIXES: &str = "ENABLE_PREFIX_DELEGATION";
+
 fn vars(chance: &mut Chance) -> BTreeMap<&'static str, String> {
     let mut vars = BTreeMap::from([("CLUSTER_NAME", "blue".to_owned())]);
+    if chance.percent(25) {
+        vars.insert(PREFIXES, "true".to_owned());
+    }
+    let has_prefixes = vars.contains_key(PREFIXES);
     let mut set = |name, value: u64| drop(vars.insert(name, value.to_string()));
+    if has_prefixes {
+        set("WARM_PREFIX_TARGET", chance.between(1, 2));
+    }
     match chance.between(0, 3) {
         0 => {}
         1 => set("WARM_ENI_TARGET", chance.between(0, 2)),

@@ -57,9 +57,12 @@ fn node_of(event: &Event) -> Option<usize> {
         | Event::Disk { node, .. }
         | Event::Damage { node, .. }
         | Event::Hand { node, .. }
+        | Event::Switch { node }
         | Event::LateLinks { node, .. } => Some(*node),
         Event::Fault { .. }
         | Event::Fill { .. }
+        | Event::Tag { .. }
+        | Event::Fragment { .. }
         | Event::ImdsLag { .. }
         | Event::ImdsDown { .. }
         | Event::Throttle { .. }

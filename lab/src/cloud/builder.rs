@@ -144,6 +144,7 @@ impl CloudBuilder {
             buckets: Buckets::default(),
             latencies: Latencies::default(),
             log: CallLog::default(),
+            trees: BTreeMap::new(),
         };
         for (cidr, zone) in self.subnets {
             cloud.insert_subnet(cidr, &zone);

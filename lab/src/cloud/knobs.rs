@@ -81,6 +81,7 @@ impl Cloud {
 
     /// Teaches the world an instance type.
     pub fn add_instance_type(&mut self, instance_type: InstanceType) {
+        self.trees.clear();
         self.types.insert(instance_type.name.clone(), instance_type);
     }
 

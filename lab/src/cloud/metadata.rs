@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::eni::Eni;
@@ -25,11 +26,22 @@ impl Cloud {
         // However long the lag, an instance knows itself as it was started.
         let snapshot = self.history.shown(now, instance.launched);
         let instance = snapshot.instances.get(instance_id).cloned().ok_or_else(not_found)?;
-        let mut tree = self.tree(&snapshot, &instance);
-        if path.starts_with("/latest/meta-data/iam") {
-            self.add_role(now, &instance, &mut tree);
+        // A daemon reads many leaves of a tree that seldom changes.
+        let tree = match self.trees.get(instance_id) {
+            Some((version, tree)) if *version == snapshot.version => Arc::clone(tree),
+            _ => {
+                let tree = Arc::new(self.tree(&snapshot, &instance));
+                self.trees.insert(instance_id.to_owned(), (snapshot.version, Arc::clone(&tree)));
+                tree
+            }
+        };
+        let path = path.trim_start_matches('/');
+        if !path.starts_with("latest/meta-data/iam") {
+            return look_up(&tree, path).ok_or_else(not_found);
         }
-        look_up(&tree, path.trim_start_matches('/')).ok_or_else(not_found)
+        let mut tree = (*tree).clone();
+        self.add_role(now, &instance, &mut tree);
+        look_up(&tree, path).ok_or_else(not_found)
     }
 
     fn tree(&self, snapshot: &Snapshot, instance: &Instance) -> BTreeMap<String, String> {

@@ -51,6 +51,8 @@ pub struct Cloud {
     pub(super) buckets: Buckets,
     pub(super) latencies: Latencies,
     pub(super) log: CallLog,
+    /// What instance metadata shows, by instance, with the version of the state that it shows.
+    pub(super) trees: BTreeMap<String, (u64, Arc<BTreeMap<String, String>>)>,
 }
 
 /// Settings that a test turns while the world runs.
