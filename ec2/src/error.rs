@@ -310,6 +310,8 @@ fn classify(action: Action, status: u16, code: &str, message: &str) -> Class {
             if says("already") || says("in use") { Class::SlotInUse } else { Class::Invalid }
         }
         "InvalidParameterValue" if says("currently in use") => Class::Busy,
+        // What EC2 says of a prefix in a subnet that has fewer free addresses than one takes.
+        "InvalidParameterValue" if says("sufficient free") => Class::NoFreePrefix,
         "InvalidParameterValue" if says("not assigned to") => Class::NotFound,
         "IncorrectState"
             if action == Action::DetachNetworkInterface && (says("detached") || says("not attached")) =>
@@ -395,6 +397,14 @@ mod tests {
             (Assign, 429, "Unheard", "", Class::Throttled, Retry::Soon),
             (Create, 400, "InsufficientFreeAddressesInSubnet", "", Class::SubnetExhausted, Retry::Later),
             (Assign, 400, "InsufficientCidrBlocks", "", Class::NoFreePrefix, Retry::Later),
+            (
+                Assign,
+                400,
+                "InvalidParameterValue",
+                "There aren't sufficient free Ipv4 addresses or prefixes",
+                Class::NoFreePrefix,
+                Retry::Later,
+            ),
             (Assign, 400, "PrivateIpAddressLimitExceeded", "", Class::AddressLimit, Retry::AfterReading),
             (Attach, 400, "AttachmentLimitExceeded", "", Class::AttachmentLimit, Retry::AfterReading),
             (
