@@ -24,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(30);
 /// How often to read from EC2 what nothing hints at: tags of subnets, and what others left behind.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
+/// For how long what the start read of EC2 is as good as an hourly look.
+const START_LASTS: Duration = Duration::from_secs(600);
+
 /// How long EC2 may take to show an ENI that it made.
 const EC2_SETTLES: Duration = Duration::from_secs(60);
 
@@ -50,9 +53,12 @@ impl Upkeep {
             std::future::pending::<()>().await;
         };
         let sweeps = async {
+            let mut soonest = START_LASTS;
             loop {
                 let now = self.clock.moment().unix_secs();
-                sleep(stagger::until_turn(self.instance.instance.as_str(), now, SWEEP_EVERY)).await;
+                let turn = stagger::until_turn(self.instance.instance.as_str(), now, SWEEP_EVERY);
+                sleep(if turn < soonest { turn + SWEEP_EVERY } else { turn }).await;
+                soonest = Duration::ZERO;
                 info!("hourly look at EC2");
                 self.pool.look_again().await;
                 executor.delete_leaked_enis().await;

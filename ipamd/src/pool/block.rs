@@ -140,3 +140,8 @@ impl fmt::Display for Blocks {
         }
     }
 }
+
+/// Counts on one instance fit: it holds a few thousand addresses at most.
+pub(super) fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

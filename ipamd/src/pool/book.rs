@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vpc::{Eni, EniId, EniRole, EniSlot, PodKey, RouteTable, SubnetId};
 
-use super::block::{Block, BlockKind};
+use super::block::{Block, BlockKind, to_u32};
 use super::eni::{BlockEntry, EniEntry, EniPhase, QuarantineReason, State};
 use super::{Allocation, Assignment, Released, Request, Stats};
 
@@ -353,9 +353,4 @@ fn free_since(state: &State) -> Option<Instant> {
         State::Free { since } => Some(*since),
         _ => None,
     }
-}
-
-/// Counts on one instance fit: it holds a few thousand addresses at most.
-pub(super) fn to_u32(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -176,7 +176,7 @@ impl EniEntry {
 
     /// The private address slots in use: every block takes one.
     pub(super) fn slots_used(&self) -> u32 {
-        super::book::to_u32(self.blocks.len())
+        super::block::to_u32(self.blocks.len())
     }
 
     /// The block that `address` lies in.

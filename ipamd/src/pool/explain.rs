@@ -117,7 +117,7 @@ impl Pool {
         for eni in self.book.enis.values().filter(|eni| self.is_growable(eni)) {
             let EniEntry { facts, .. } = eni;
             if is_open(&Kind::Assign(facts.id.clone())) && !self.running.touches(&facts.id) {
-                let vacant = super::book::to_u32(self.obsolete_blocks(&facts.id).len());
+                let vacant = super::block::to_u32(self.obsolete_blocks(&facts.id).len());
                 let slots = self.slots_free(eni).saturating_add(vacant);
                 room = room.saturating_add(slots.saturating_mul(size(&facts.subnet)));
             }

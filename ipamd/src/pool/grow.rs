@@ -7,8 +7,8 @@ use std::time::Instant;
 use vpc::{EniId, EniKind, EniRole, EniSlot, SubnetId};
 
 use super::Pool;
+use super::block::to_u32;
 use super::block::{Block, BlockKind, Blocks};
-use super::book::to_u32;
 use super::eni::{EniEntry, EniPhase};
 use super::failures::Kind;
 use super::settings::BlockMode;

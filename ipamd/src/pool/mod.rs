@@ -226,7 +226,7 @@ impl Pool {
         // A runtime that repeats its ADD makes two requests of one pod.
         let mut before = BTreeSet::new();
         for (id, request) in self.waiters.in_order() {
-            let ahead = book::to_u32(before.len()) - u32::from(before.contains(&request.key));
+            let ahead = block::to_u32(before.len()) - u32::from(before.contains(&request.key));
             if let Some(assignment) =
                 self.book.assignment_of(&request.key).or_else(|| self.book.assign(&request, kind))
             {

@@ -6,8 +6,8 @@ use std::time::Instant;
 use vpc::{Eni, EniId};
 
 use super::Pool;
+use super::block::to_u32;
 use super::block::{Block, BlockKind};
-use super::book::to_u32;
 use super::eni::EniPhase;
 use super::failures::Kind;
 use super::step::{FailureClass, Outcome, Step, StepFailure, StepId};

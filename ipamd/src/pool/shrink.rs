@@ -6,8 +6,8 @@ use std::time::Instant;
 use vpc::EniId;
 
 use super::Pool;
+use super::block::to_u32;
 use super::block::{Block, BlockKind, Blocks};
-use super::book::to_u32;
 use super::eni::{EniEntry, EniPhase};
 use super::failures::Kind;
 use super::step::Step;

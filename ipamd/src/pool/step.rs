@@ -87,7 +87,7 @@ impl fmt::Display for Step {
             Self::Assign { eni, blocks } => write!(f, "assign {blocks} to {eni}"),
             Self::SetUpEni { eni } => write!(f, "set up {eni} on the host"),
             Self::Unassign { eni, blocks } => {
-                let count = super::book::to_u32(blocks.len());
+                let count = super::block::to_u32(blocks.len());
                 let kind = blocks.first().map_or(super::block::BlockKind::Ip, |block| block.kind());
                 write!(f, "return {} of {eni}", kind.times(count))
             }

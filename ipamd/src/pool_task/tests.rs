@@ -11,9 +11,13 @@ use vpc::{Eni, EniKind, EniRole, EniSlot};
 
 use super::*;
 use crate::checkpoint::StateFile;
+use crate::clock::Moment;
 use crate::durable::{self, WriteError};
-use crate::pool::{Block, BlockMode, KernelView, Released, Settings, Stats, WarmTargets};
+use crate::pool::{
+    Allocation, Assignment, Block, BlockMode, KernelView, Released, Settings, Stats, WarmTargets,
+};
 use crate::sidecar::Sidecar;
+use vpc::PodName;
 
 /// A disk that begins a write, says so, and waits to be told how it ends.
 struct Disk {
