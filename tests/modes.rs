@@ -268,13 +268,14 @@ async fn a_node_that_ec2_denies_everything_serves_the_pods_it_has() -> Result<()
         stage.start().await?;
 
         ensure!(stage.allocations()? == before, "the restart changed {before:?}");
-        let pods: Vec<Pod> = stage.live().cloned().collect();
         // A sandbox that lost its interface is what a runtime repeats ADD for.
-        let address = pods[0].address();
-        pods[0].exec(&["ip", "link", "delete", "eth0"]).await?;
-        pods[0].add().await.context("a repeated ADD")?;
-        ensure!(pods[0].address() == address, "{address} has become {}", pods[0].address());
-        stage.remove(pods[1].clone()).await.context("a DEL")?;
+        let repeated = stage.live().next().context("no pod")?.clone();
+        let address = repeated.address();
+        repeated.exec(&["ip", "link", "delete", "eth0"]).await?;
+        repeated.add().await.context("a repeated ADD")?;
+        ensure!(repeated.address() == address, "{address} has become {}", repeated.address());
+        let removed = stage.live().last().context("no pod")?.clone();
+        stage.remove(removed).await.context("a DEL")?;
         let refusal = stage.add_once("refused").await.err().context("a pod got an unconfirmed address")?;
         let refusal = plugin_error(&refusal).context("no CNI error")?;
         eprintln!("{refusal}");
