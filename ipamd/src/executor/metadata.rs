@@ -139,9 +139,13 @@ impl<E: Ec2> Executor<E> {
     /// Whether instance metadata shows something that EC2 should be read for: an ENI, an address
     /// or a prefix that came or went by another hand. A few local reads; EC2 is not asked.
     pub(crate) async fn sees_changes(&self) -> bool {
-        // While an ENI is being made, metadata may know it before we do.
-        let Ok(_nothing_is_being_made) = self.making.try_write() else { return false };
+        // While an ENI is being made, metadata may know it before we do. Looked at twice, since
+        // nobody's ENI should wait for slow metadata.
+        if self.making.try_write().is_err() {
+            return false;
+        }
         match self.facts.attached().await {
+            Ok(_) if self.making.try_write().is_err() => false,
             Ok(shown) => self.memory(|memory| {
                 memory.gone.retain(|id| is_shown(&shown, id));
                 let of_no_interest = [&memory.others, &memory.gone, &memory.leaving];
