@@ -121,7 +121,7 @@ pub(super) async fn settle(stage: &Stage<'_>) {
     for (node, before) in stage.nodes.iter().zip(before) {
         let now = stage.world.cloud.counts_of(&node.instance);
         let free: u32 = stage.world.cloud.snapshot().subnets.values().map(|subnet| subnet.available).sum();
-        if free <= 12 {
+        if free <= 12 || (stage.scenario.has_prefixes() && !has_whole_block(stage)) {
             // It asks for what the subnets do not have, now and then.
             continue;
         }
@@ -218,8 +218,8 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     if stats.quarantined > 0 && !lost_books {
         return not_settled(format!("still held back: {stats:?}"));
     }
-    if scenario.changes_subnets() {
-        // What the tags allow is another matter.
+    if scenario.changes_subnets() || hand > 0 {
+        // What tags allow, and ENIs of others leave, is another matter.
         return None;
     }
     if node.delegates_prefixes() {
@@ -227,6 +227,10 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     }
     if scenario.has_prefixes() && books.empty_prefixes > 0 {
         return not_settled(format!("{} free prefixes that are no longer asked for", books.empty_prefixes));
+    }
+    if stats.prefixes > 0 {
+        // What is free in a prefix of former times goes when its last pod does.
+        return None;
     }
     target(stage, index, books, capacity, free_at_subnets)
 }
@@ -274,7 +278,8 @@ fn prefix_target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize)
     let counts_ips = warm_ip > 0 || minimum > 0;
     let is_low = if counts_ips { free < warm_ip || total < minimum } else { free < warm };
     let left = (free.saturating_sub(SIZE), total.saturating_sub(SIZE));
-    let is_high = books.empty_prefixes > 0
+    let keeps = if counts_ips { 0 } else { scenario.warm_prefix() };
+    let is_high = books.empty_prefixes > keeps
         && if counts_ips { left.0 >= warm_ip && left.1 >= minimum } else { left.0 >= warm.max(1) };
     let slots = u32::try_from(capacity).unwrap_or(0);
     let has_room = books.slots_used < slots && total + SIZE < scenario.max_pods();
@@ -306,10 +311,14 @@ fn has_whole_block(stage: &Stage<'_>) -> bool {
 /// ENIs that were made for a node and are attached to nothing.
 fn leaks(stage: &Stage<'_>) -> Option<Violation> {
     let snapshot = stage.world.cloud.snapshot();
+    let oracle = stage.world.oracle();
+    // One that a person made and attached is that person's to delete.
+    let is_by_hand = |eni: &str| (0..stage.nodes.len()).any(|node| oracle.is_by_hand(node, eni));
     let leaked: Vec<_> = snapshot
         .enis
         .values()
         .filter(|eni| eni.attachment.is_none() && eni.tags.contains_key(ec2::INSTANCE_TAG))
+        .filter(|eni| !is_by_hand(&eni.id))
         .map(|eni| eni.id.clone())
         .collect();
     (!leaked.is_empty()).then(|| Violation::Leaked { what: format!("{leaked:?}") })

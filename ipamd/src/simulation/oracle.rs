@@ -296,10 +296,11 @@ impl Oracle {
                 || eni.prefixes.iter().any(|prefix| prefix.contains(&address))
         });
         let was_touched = |eni: &str| self.nodes[node].enis_by_hand.contains(eni);
-        let is_doomed =
-            self.taken_by_hand.contains_key(&address) || place.is_some_and(|eni| was_touched(&eni.id));
+        let is_doomed = self.ever_taken.contains(&address) || place.is_some_and(|eni| was_touched(&eni.id));
         let holding = self.holdings.get(&address);
-        if let Some(holding) = holding.filter(|holding| !holding.is_doomed || holding.node == node) {
+        let was_taken = self.ever_taken.contains(&address);
+        let is_other = |holding: &&Holding| holding.node == node || !(holding.is_doomed || was_taken);
+        if let Some(holding) = holding.filter(is_other) {
             let holder = format!("{} ({}) on node {}", holding.pod, holding.container, holding.node);
             return self.violate(Violation::SharedAddress { address, holder, other: name });
         }
