@@ -43,6 +43,7 @@ fn bound(calls: u64, bucket: BucketSpec) -> f64 {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are what it is about")]
 fn a_cluster_that_boots_at_once_is_held_up_by_the_accounts_buckets_alone() {
     let scenario = cluster();
     fastrand::seed(1);

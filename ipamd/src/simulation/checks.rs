@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::node::Node;
 use super::oracle::Violation;
 use super::play::Stage;
-use super::scenario::Event;
+use super::scenario::{Event, Scenario};
 use crate::pool::{AddressReport, AddressState, EniReport, Pool, Stats};
 
 /// How long the longest back-off, the clean-up after a restart, and an ENI's youth may take.
@@ -94,8 +94,7 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
 /// may be asked of EC2.
 pub(super) async fn settle(stage: &Stage<'_>) {
     // What people did to ENIs is seen by the hourly sweep at the latest.
-    let is_by_hand = |event: &Event| matches!(event, Event::Hand { .. });
-    let has_hands = stage.scenario.events.iter().any(|(_, event)| is_by_hand(event));
+    let has_hands = has_hands(stage.scenario);
     let patience =
         RECOVERY + stage.scenario.shrink_delay() + stage.scenario.cooldown() + 40 * stage.scenario.latency;
     sleep(RECOVERY).await;
@@ -138,6 +137,11 @@ pub(super) async fn settle(stage: &Stage<'_>) {
             stage.world.oracle().violate(Violation::Restless { node: node.index, calls });
         }
     }
+}
+
+/// Whether people change ENIs.
+fn has_hands(scenario: &Scenario) -> bool {
+    scenario.events.iter().any(|(_, event)| matches!(event, Event::Hand { .. }))
 }
 
 async fn look(stage: &Stage<'_>) -> Vec<Violation> {
@@ -210,7 +214,8 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
         return if waiting.is_empty() { not_settled(format!("{stats:?}")) } else { None };
     }
     let assigned = usize::try_from(stats.assigned).unwrap_or(0);
-    if assigned != live && hand == 0 && !lost_books {
+    // An address that a person took may be another node's by now, and its old pod still lives.
+    if assigned != live && !has_hands(scenario) && !lost_books {
         let what =
             format!("{assigned} addresses are assigned, {live} pods live; {stats:?}; {:?}", books.pods);
         return Some(Violation::NotInBooks { node: index, what });
