@@ -408,7 +408,7 @@ impl Oracle {
         for (address, holding) in &self.holdings {
             let is_there = held.contains(&(holding.node, *address))
                 || prefixes.iter().any(|(node, prefix)| *node == holding.node && prefix.contains(address));
-            if !is_there && !holding.is_doomed && !self.taken_by_hand.contains_key(address) {
+            if !is_there && !holding.is_doomed && !self.ever_taken.contains(address) {
                 let (address, pod) = (*address, format!("{} ({})", holding.pod, holding.container));
                 return self.violate(Violation::LiveAddressLost { address, pod });
             }
