@@ -121,6 +121,8 @@ struct NodeFacts {
     enis_by_hand: BTreeSet<String>,
     /// Since then the memory of cooldowns may be lost for good reason.
     forgot_rests_at: Option<Duration>,
+    /// Until when a subnet that had too little may be left alone.
+    exhausted_until: Duration,
     /// Until when something is out of order that concerns this node.
     troubled_until: Duration,
     /// The state file was damaged: pods before that are only known by the kernel.
@@ -153,6 +155,9 @@ pub(super) struct Oracle {
 
 /// After trouble has ended, how long back-offs and clean-up may go on.
 const AFTERMATH: Duration = Duration::from_secs(240);
+
+/// The longest pause after a subnet had too little, and some for the way.
+const BACK_OFF: Duration = Duration::from_secs(150);
 
 /// How long a pod may wait when nothing is out of order and the node has room: a new ENI with
 /// everything, at the latencies that a scenario draws.
@@ -254,6 +259,9 @@ impl Oracle {
     /// EC2 refused a request.
     pub(super) fn ec2_refused(&mut self, instance: &str, class: &Class) {
         let Some(node) = self.node_of(instance) else { return };
+        if matches!(class, Class::SubnetExhausted | Class::NoFreePrefix) {
+            self.nodes[node].exhausted_until = self.now + BACK_OFF;
+        }
         let is_limit = matches!(class, Class::AddressLimit | Class::AttachmentLimit | Class::SlotInUse);
         if is_limit && !self.is_troubled(node) {
             self.violate(Violation::AskedTooMuch { node, class: format!("{class:?}") });
@@ -355,7 +363,9 @@ impl Oracle {
         message: &str,
         room: impl FnOnce(usize) -> bool,
     ) {
-        if self.is_troubled(node) {
+        // That others have returned addresses meanwhile is seen with the next try.
+        let is_exhausted = reason == Reason::SubnetExhausted && self.now < self.nodes[node].exhausted_until;
+        if self.is_troubled(node) || is_exhausted {
             return;
         }
         let live = self.holdings.values().filter(|holding| holding.node == node).count();
@@ -382,7 +392,8 @@ impl Oracle {
         room: impl FnOnce(usize) -> bool,
     ) {
         let taken = self.live(node) + self.resting(node) + self.nodes[node].wanting.len();
-        if !self.is_troubled(node) && room(taken) && after > SERVED_WITHIN {
+        let is_exhausted = self.now < self.nodes[node].exhausted_until;
+        if !self.is_troubled(node) && !is_exhausted && room(taken) && after > SERVED_WITHIN {
             self.violate(Violation::ServedLate { pod: pod.to_owned(), after });
         }
     }
