@@ -192,7 +192,9 @@ impl Node {
                 let is_done = self.disk.damage(&path, &mut lock(&self.chance));
                 is_forgetful = true;
                 if !is_sidecar {
-                    self.world.oracle().loses_books(self.index);
+                    let mut oracle = self.world.oracle();
+                    oracle.loses_books(self.index);
+                    oracle.loses_sight(self.index, |address| self.kernel.route_of(address).is_some());
                 }
                 self.world.note(|| format!("node {} {path:?} damaged: {is_done}", self.index));
             }

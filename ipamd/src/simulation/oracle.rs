@@ -229,6 +229,13 @@ impl Oracle {
         self.nodes[node].lost_books = true;
     }
 
+    /// Of pods that are not wired yet the state file was the only witness.
+    pub(super) fn loses_sight(&mut self, node: usize, is_wired: impl Fn(Ipv4Addr) -> bool) {
+        self.holdings.retain(|address, holding| holding.node != node || is_wired(*address));
+        let holdings = &self.holdings;
+        self.by_container.retain(|_, address| holdings.contains_key(address));
+    }
+
     pub(super) fn lost_books(&self, node: usize) -> bool {
         self.nodes[node].lost_books
     }
