@@ -275,7 +275,11 @@ impl<'a> Stage<'a> {
                     return;
                 }
                 let eni = Arc::clone(chance.pick(&secondary));
-                world.oracle().takes_by_hand(eni.addresses.iter().map(|ip| ip.address));
+                let whole =
+                    |prefix: &ipnet::Ipv4Net| prefix.network().to_bits()..=prefix.broadcast().to_bits();
+                let of_prefixes = eni.prefixes.iter().flat_map(whole).map(Ipv4Addr::from_bits);
+                let addresses = eni.addresses.iter().map(|ip| ip.address).chain(of_prefixes);
+                world.oracle().takes_by_hand(addresses);
                 world.oracle().attached_by_hand(node.index, &eni.id);
                 let attachment = eni.attachment.as_ref().map(|at| at.id.clone()).unwrap_or_default();
                 tokio::spawn(async move {
