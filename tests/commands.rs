@@ -147,7 +147,7 @@ async fn mistakes_in_the_settings_are_reported_together() -> Result<()> {
         ("WARM_ENI_TARGET", "lots", "expected a whole number"),
         ("AWS_VPC_ENI_MTU", "70000", "expected a whole number"),
         ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "maybe", "expected true or false"),
-        ("ENABLE_PREFIX_DELEGATION", "true", "prefix delegation"),
+        ("ENABLE_POD_ENI", "true", "security groups for pods"),
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "toolong", "expected"),
         ("ADDITIONAL_ENI_TAGS", "{", "expected"),
         ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/8,nonsense", "expected"),

@@ -177,9 +177,9 @@ impl Pool {
                 let is_open = |subnet| self.failures.may(&Kind::Subnet(subnet, kind), now);
                 if self.subnets_for_new_enis().into_iter().any(is_open) || self.subnets.are_stale(now) {
                     self.look_at_subnets(now, steps);
+                    // In the other kind it would have to go somewhere as well.
+                    growth.eni_room = 0;
                 }
-                // In the other kind it would have to go somewhere as well.
-                growth.eni_room = 0;
                 return;
             }
             let Some(subnet) = self.subnet_for(kind, now) else { return };

@@ -186,3 +186,34 @@ fn leftovers_of_another_mode_serve_pods_that_find_nothing_else() {
     assert_eq!(world.added("a"), address(1));
     assert_eq!(world.added("b"), first_of(1));
 }
+
+#[test]
+fn where_blocks_are_out_a_pod_gets_a_single_address_on_a_new_eni_too() {
+    let mut world = World::bare(Settings { reads_subnets: true, ..pd(2, 1) });
+    let subnets = || vec![subnet("subnet-1", 40)];
+    world.pool.subnets_seen(subnets(), world.now);
+    for _ in 0..6 {
+        for (id, step) in world.plan() {
+            let outcome = match &step {
+                Step::ReadSubnets => Outcome::Subnets(subnets()),
+                Step::Assign { blocks: Blocks::Prefixes(_), .. }
+                | Step::AllocateEni { blocks: Blocks::Prefixes(_), .. } => {
+                    failure(FailureClass::NoFreePrefix)
+                }
+                Step::AllocateEni { .. } => failure(FailureClass::Throttled),
+                other => world.outcome(other),
+            };
+            world.finish(id, outcome);
+        }
+    }
+    world.added("a");
+    // The subnets must be read again by now, and prefixes are not to be asked for yet.
+    world.pass(15 * SECOND);
+    assert!(matches!(world.add("b"), Answer::Parked(_)));
+
+    let (look, step) = world.plan().remove(0);
+    assert_eq!(step, Step::ReadSubnets);
+    world.finish(look, Outcome::Subnets(subnets()));
+
+    assert_eq!(world.steps(), [allocate(1, Blocks::Ips(1))]);
+}
