@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vpc::PodKey;
 
-use super::block::BlockKind;
+use super::block::{BlockKind, to_u32};
 use super::eni::{EniEntry, EniPhase};
 use super::failures::{Failed, Kind, is_for_operators};
 use super::settings::BlockMode;
@@ -98,26 +98,17 @@ impl Pool {
             }
         };
         let under_way = self.running.steps().values().map(|step| match step {
-            Step::AllocateEni { subnet, blocks, .. } => {
-                self.settings.slots_per_eni.saturating_sub(blocks.count()).saturating_mul(size(subnet))
-            }
-            Step::Assign { eni, .. } | Step::Unassign { eni, .. } | Step::SetUpEni { eni } => {
-                let entry = self.book.enis.get(eni);
-                entry.map_or(0, |entry| {
-                    self.slots_left_by(step, entry).saturating_mul(size(&entry.facts.subnet))
-                })
-            }
             // Its place is free again in a moment.
             Step::FreeEni { .. } => {
                 self.settings.slots_per_eni.saturating_mul(self.settings.mode.kind().size())
             }
-            _ => 0,
+            _ => self.slots_left_by(step).map_or(0, |(subnet, slots)| slots.saturating_mul(size(subnet))),
         });
         let mut room = under_way.fold(0, u32::saturating_add);
         for eni in self.book.enis.values().filter(|eni| self.is_growable(eni)) {
             let EniEntry { facts, .. } = eni;
             if is_open(&Kind::Assign(facts.id.clone())) && !self.running.touches(&facts.id) {
-                let vacant = super::block::to_u32(self.obsolete_blocks(&facts.id).len());
+                let vacant = to_u32(self.obsolete_blocks(&facts.id).len());
                 let slots = self.slots_free(eni).saturating_add(vacant);
                 room = room.saturating_add(slots.saturating_mul(size(&facts.subnet)));
             }

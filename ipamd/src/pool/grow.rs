@@ -7,8 +7,7 @@ use std::time::Instant;
 use vpc::{EniId, EniKind, EniRole, EniSlot, SubnetId};
 
 use super::Pool;
-use super::block::to_u32;
-use super::block::{Block, BlockKind, Blocks};
+use super::block::{Block, BlockKind, Blocks, to_u32};
 use super::eni::{EniEntry, EniPhase};
 use super::failures::Kind;
 use super::settings::BlockMode;
@@ -62,31 +61,27 @@ impl Pool {
     fn room_under_way(&self, kind: BlockKind, now: Instant, planned: &[Step]) -> u32 {
         let is_open = |subnet: &SubnetId| self.may_hold(subnet, kind) && self.may_ask(subnet, kind, now);
         let steps = self.running.steps().values().chain(planned);
-        let room = steps.map(|step| match step {
-            Step::AllocateEni { subnet, blocks, .. } if is_open(subnet) => {
-                self.settings.slots_per_eni.saturating_sub(blocks.count())
-            }
-            Step::SetUpEni { eni } | Step::Unassign { eni, .. } | Step::Assign { eni, .. } => self
-                .book
-                .enis
-                .get(eni)
-                .filter(|entry| is_open(&entry.facts.subnet))
-                .map_or(0, |entry| self.slots_left_by(step, entry)),
-            _ => 0,
-        });
-        room.sum()
+        steps
+            .filter_map(|step| self.slots_left_by(step))
+            .filter(|(subnet, _)| is_open(subnet))
+            .map(|(_, slots)| slots)
+            .sum()
     }
 
-    /// The slots of an ENI that will be empty when the step on it has ended.
-    pub(super) fn slots_left_by(&self, step: &Step, eni: &EniEntry) -> u32 {
-        if !self.is_growable(eni) {
-            return 0;
+    /// The slots that will be empty on the ENI of a step when the step has ended, with the ENI's
+    /// subnet; none if the step leaves no ENI that may hold more.
+    pub(super) fn slots_left_by<'a>(&'a self, step: &'a Step) -> Option<(&'a SubnetId, u32)> {
+        if let Step::AllocateEni { subnet, blocks, .. } = step {
+            return Some((subnet, self.settings.slots_per_eni.saturating_sub(blocks.count())));
         }
-        match step {
-            Step::Assign { blocks, .. } => self.slots_free(eni).saturating_sub(blocks.count()),
-            Step::Unassign { blocks, .. } => self.slots_free(eni).saturating_add(to_u32(blocks.len())),
-            _ => self.slots_free(eni),
-        }
+        let eni = self.book.enis.get(step.eni()?).filter(|eni| self.is_growable(eni))?;
+        let free = self.slots_free(eni);
+        let left = match step {
+            Step::Assign { blocks, .. } => free.saturating_sub(blocks.count()),
+            Step::Unassign { blocks, .. } => free.saturating_add(to_u32(blocks.len())),
+            _ => free,
+        };
+        Some((&eni.facts.subnet, left))
     }
 
     /// The room on ENIs that EC2 was too busy to fill: asking for more ENIs instead would only

@@ -259,26 +259,14 @@ fn examples_45_and_46_of_room_for_enis() {
     assert_eq!(world.pool.eni_room(), 1, "46");
 }
 
-/// Runs a node to rest with `pods` pods, and says how many blocks each ENI holds.
+/// How many blocks each ENI holds once `pods` pods came.
 fn settled(settings: Settings, pods: usize) -> Vec<usize> {
-    grown(settings, pods).layout()
-}
-
-fn grown(settings: Settings, pods: usize) -> World {
-    let mut world = World::bare(settings);
-    world.run();
-    for pod in 0..pods {
-        let _ = world.add(&format!("pod-{pod}"));
-        world.run();
-        world.pool.settle(world.now);
-    }
-    world.run();
-    world
+    World::grown(settings, pods).layout()
 }
 
 /// The same after all pods have gone for good.
 fn emptied(settings: Settings, pods: usize) -> Vec<usize> {
-    let mut world = grown(settings, pods);
+    let mut world = World::grown(settings, pods);
     for pod in 0..pods {
         world.del(&format!("pod-{pod}"));
     }

@@ -3,17 +3,9 @@
 use super::super::*;
 use super::world::*;
 
-/// Runs a node to rest with `pods` pods, and says how many addresses each ENI holds.
+/// How many addresses each ENI holds once `pods` pods came.
 fn settled(settings: Settings, pods: usize) -> Vec<usize> {
-    let mut world = World::bare(settings);
-    world.run();
-    for pod in 0..pods {
-        let _ = world.add(&format!("pod-{pod}"));
-        world.run();
-        world.pool.settle(world.now);
-    }
-    world.run();
-    world.layout()
+    World::grown(settings, pods).layout()
 }
 
 fn counting(mut settings: Settings, warm_ip: u32, minimum_ip: u32) -> Settings {

@@ -123,6 +123,19 @@ impl World {
         Self::new(settings, vec![eni(0, &[])])
     }
 
+    /// A fresh instance on which so many pods came one after the other, at rest.
+    pub(super) fn grown(settings: Settings, pods: usize) -> Self {
+        let mut world = Self::bare(settings);
+        world.run();
+        for pod in 0..pods {
+            let _ = world.add(&format!("pod-{pod}"));
+            world.run();
+            world.pool.settle(world.now);
+        }
+        world.run();
+        world
+    }
+
     pub(super) fn add(&mut self, pod: &str) -> Answer {
         self.add_patiently(pod, 20 * SECOND)
     }
