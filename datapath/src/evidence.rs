@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use vpc::{Mac, RouteTable};
+use vpc::{Family, Mac, RouteTable};
 
-use crate::kernel::{Family, KernelError, Netlink, single};
+use crate::kernel::{KernelError, Netlink, single};
 use crate::wanted::priority;
 
 /// What the kernel holds that names a single address, or a link.

@@ -17,7 +17,7 @@ use ec2::{Aws, AwsOptions, Ec2, Imds, ImdsOptions, Paced, Priority};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vpc::{Eni, EniRole, InstanceLimits};
+use vpc::{Eni, EniRole, Family, InstanceLimits};
 
 use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
@@ -354,7 +354,8 @@ fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) 
 
 fn wanted_host(config: &Config, instance: &InstanceFacts, network: &NetworkFacts) -> HostNetwork {
     HostNetwork {
-        primary: PrimaryLink { mac: instance.primary_mac, address: instance.node_ip },
+        family: Family::V4,
+        primary: PrimaryLink { mac: instance.primary_mac, address: instance.node_ip, address_v6: None },
         vpc_cidrs: network.vpc_cidrs.clone(),
         options: config.host.clone(),
         enis: Vec::new(),

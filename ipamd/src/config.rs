@@ -250,6 +250,9 @@ fn host_options(reader: &mut Reader<'_>) -> HostOptions {
         connmark: reader.parsed("AWS_VPC_K8S_CNI_CONNMARK", default.connmark, text::connmark),
         veth_prefix: reader.parsed("AWS_VPC_K8S_CNI_VETHPREFIX", default.veth_prefix, text::veth_prefix),
         eni_mtu: reader.number("AWS_VPC_ENI_MTU", default.eni_mtu, text::MTU_LEAST, text::MTU_MOST),
+        // Refused so far, with the features that need them.
+        egress: default.egress,
+        strict_branches: default.strict_branches,
     }
 }
 

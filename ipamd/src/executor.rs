@@ -280,8 +280,8 @@ pub(crate) fn eni_network(eni: &Eni) -> EniNetwork {
     EniNetwork {
         mac: eni.mac,
         table: eni.route_table(),
-        address: eni.primary_ip,
-        subnet: eni.subnet_cidr,
+        address: eni.primary_ip.into(),
+        subnet: eni.subnet_cidr.into(),
         is_trunk: eni.kind == EniKind::Trunk,
     }
 }

@@ -2,17 +2,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// The VPC router's address on every IPv6 subnet.
 pub const IPV6_VPC_ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
-/// The VPC router of an IPv4 subnet: its network address plus one.
+/// The VPC router of a subnet: over IPv4 its network address plus one, over IPv6 the same
+/// link-local address everywhere.
 ///
 /// Source: VPC User Guide, "Subnet CIDR blocks".
 #[must_use]
-pub fn subnet_gateway(subnet: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(subnet.network()).wrapping_add(1))
+pub fn subnet_gateway(subnet: IpNet) -> IpAddr {
+    match subnet {
+        IpNet::V4(subnet) => Ipv4Addr::from(u32::from(subnet.network()).wrapping_add(1)).into(),
+        IpNet::V6(_) => IPV6_VPC_ROUTER.into(),
+    }
 }
 
 /// The gateway that a pod's default route names on its interface number `nic` (from 0), in the
@@ -32,9 +36,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_subnet_router_is_the_first_address_after_the_network() {
-        assert_eq!(subnet_gateway("10.0.1.20/24".parse().unwrap()), Ipv4Addr::new(10, 0, 1, 1));
-        assert_eq!(subnet_gateway("10.0.0.0/20".parse().unwrap()), Ipv4Addr::new(10, 0, 0, 1));
+    fn the_subnet_router_is_the_first_address_after_the_network_or_the_link_local_one() {
+        for (subnet, router) in
+            [("10.0.1.20/24", "10.0.1.1"), ("10.0.0.0/20", "10.0.0.1"), ("2001:db8:1:1::/64", "fe80:ec2::1")]
+        {
+            assert_eq!(subnet_gateway(subnet.parse().unwrap()).to_string(), router, "{subnet}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod eni;
+mod family;
 mod gateway;
 mod id;
 pub mod limits;
@@ -14,6 +15,7 @@ mod prefix;
 mod slot;
 
 pub use eni::{Eni, EniKind, EniRole};
+pub use family::Family;
 pub use gateway::{IPV6_VPC_ROUTER, pod_gateway, subnet_gateway};
 pub use id::{AttachmentId, EniId, IdError, InstanceId, SecurityGroupId, SubnetId, VpcId};
 pub use limits::InstanceLimits;

@@ -46,6 +46,9 @@ impl RouteTable {
     /// The main table, which serves the primary ENI.
     pub const MAIN: Self = Self(254);
 
+    /// The table of the node's own addresses, which the kernel keeps.
+    pub const LOCAL: Self = Self(255);
+
     /// The table that carries the traffic of the ENI in `slot`.
     ///
     /// Running pods' rules name these numbers, so they are those of every daemon before us.

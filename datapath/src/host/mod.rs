@@ -1,32 +1,31 @@
-//! The node's own network: its ENIs, its rules, its packet filter.
+//! The node's own network: its ENIs, its rules, its packet filter, and what leads to its pods.
 
-mod plan;
+mod change;
+mod eni;
+mod observed;
+mod pods;
+mod rules;
 mod warning;
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use vpc::{Mac, RouteTable};
+use ipnet::IpNet;
+use vpc::{Family, Mac, RouteTable};
 
-use crate::kernel::{Family, KernelError, Netlink, NftError, Outcome, Rule, Step, nft};
+use crate::kernel::{KernelError, Netlink, NftError, Outcome, Rule, Step, nft};
 use crate::wanted::nft::Ruleset;
-use crate::wanted::{EniNetwork, HostNetwork, HostOptions, priority};
-use plan::Observed;
+use crate::wanted::{EniNetwork, HostNetwork, HostOptions, PodOnHost, priority};
+use observed::Observed;
+use pods::Veths;
 
+pub use change::{Change, ChangeKind};
 pub use warning::{HostWarning, warnings};
 
 /// How many rules of one address are removed at most.
 const MAX_RULES: usize = 1000;
 
-/// One change made to the kernel, for the log: action and object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change(String);
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// How many links are removed at once: each makes the kernel wait, and others with it.
+const MAX_ABANDONED: usize = 16;
 
 /// Why the node's network is not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +66,25 @@ pub enum EniSetupError {
     },
 }
 
+/// What the kernel held of the node's network at one moment.
+#[derive(Debug)]
+pub struct Observation(Observed);
+
+/// A link that may be of no use any more, by its number and name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AbandonedLink {
+    index: u32,
+    name: String,
+}
+
+/// Reads links, addresses, routes and rules, as far as a node of that `family` has them.
+///
+/// # Errors
+/// [`KernelError`] if the kernel could not be asked.
+pub fn observe(netlink: &mut Netlink, family: Family) -> Result<Observation, KernelError> {
+    Observed::read(netlink, family).map(Observation)
+}
+
 /// Makes the node's network as `wanted`; returns what was changed, nothing if it was right.
 ///
 /// Runs `nft` and reads /proc, so the calling thread must be in the namespace of `netlink`. An
@@ -75,34 +93,86 @@ pub enum EniSetupError {
 /// # Errors
 /// [`HostError`] with the first failure; a repeated call goes on from there.
 pub fn observe_and_converge(netlink: &mut Netlink, wanted: &HostNetwork) -> Result<Vec<Change>, HostError> {
-    let observed = Observed::read(netlink)?;
+    let seen = observe(netlink, wanted.family)?;
+    let filter = converge_filter(&seen, wanted, &mut |_| true);
+    let links = converge(netlink, &seen, wanted, &[], &mut |_| true);
+    let mut changes = links?;
+    changes.extend(filter?);
+    Ok(changes)
+}
+
+/// Makes links, addresses, routes and rules as `wanted`, and what leads to `pods`.
+///
+/// `pods` must have been learnt after `seen` was, so that a pod whose DEL took its rules away in
+/// between is not among them. `admits` is asked for each group of changes that is due, by what
+/// it is about; what it refuses stays as it is.
+///
+/// # Errors
+/// [`HostError`] with the first failure; all that could be done is done.
+pub fn converge(
+    netlink: &mut Netlink,
+    seen: &Observation,
+    wanted: &HostNetwork,
+    pods: &[PodOnHost],
+    admits: &mut dyn FnMut(&str) -> bool,
+) -> Result<Vec<Change>, HostError> {
+    let Observation(observed) = seen;
     let options = &wanted.options;
     let mac = wanted.primary.mac;
     let primary = observed.links.by_mac(mac).ok_or(HostError::PrimaryLinkMissing(mac))?;
-    if !options.external_snat && wanted.vpc_cidrs.is_empty() {
-        return Err(HostError::VpcCidrsMissing);
-    }
-    let filter = Ruleset::of(wanted, &primary.name);
-    let filter_is_wrong = match (nft::observe()?, &filter) {
-        (Some(observed), Some(wanted)) => !observed.is_same(wanted),
-        (observed, wanted) => observed.is_some() || wanted.is_some(),
+    let mut steps = Vec::new();
+    let mut take = |subject: &str, due: Vec<Step>| {
+        if !due.is_empty() && admits(subject) {
+            steps.extend(due);
+        }
     };
-
-    let mut steps = plan::primary_steps(&observed, primary, options);
-    steps.extend(plan::rule_steps(&observed.rules, options));
+    take(&format!("primary ENI {}", primary.name), eni::primary_steps(observed, primary, options));
+    for step in rules::steps(observed, wanted) {
+        take(&step.to_string(), vec![step]);
+    }
     let mut absent = None;
     for eni in &wanted.enis {
-        match plan_eni(&observed, eni, options) {
-            Ok(of_eni) => steps.extend(of_eni),
+        match plan_eni(observed, eni, options) {
+            Ok(due) => take(&format!("ENI {}", eni.mac), due),
             Err(error) => absent = absent.or(Some(error)),
         }
     }
-    let mut changes = apply(netlink, &steps)?;
-    if filter_is_wrong {
-        nft::replace(filter.as_ref())?;
-        changes.push(Change("replace nft table ip vpc-cni".to_owned()));
+    let veths = Veths::of(&observed.links);
+    for pod in pods {
+        take(&format!("pod {}", pod.pod), pods::steps(observed, &veths, pod));
     }
+    let changes = apply(netlink, &steps)?;
     absent.map_or(Ok(changes), |error| Err(error.into()))
+}
+
+/// Makes the packet filter's tables as `wanted`. Runs `nft` in the calling thread's namespace.
+///
+/// # Errors
+/// [`HostError`] with the first failure.
+pub fn converge_filter(
+    seen: &Observation,
+    wanted: &HostNetwork,
+    admits: &mut dyn FnMut(&str) -> bool,
+) -> Result<Vec<Change>, HostError> {
+    let mac = wanted.primary.mac;
+    let primary = seen.0.links.by_mac(mac).ok_or(HostError::PrimaryLinkMissing(mac))?;
+    if wanted.family == Family::V4 && !wanted.options.external_snat && wanted.vpc_cidrs.is_empty() {
+        return Err(HostError::VpcCidrsMissing);
+    }
+    let mut changes = Vec::new();
+    for family in Family::BOTH {
+        let ruleset = Ruleset::of(family, wanted, &primary.name);
+        let is_right = match (nft::observe(family)?, &ruleset) {
+            (Some(observed), Some(wanted)) => observed.is_same(wanted),
+            (observed, wanted) => observed.is_none() && wanted.is_none(),
+        };
+        let subject = nft::table(family);
+        if !is_right && admits(&subject) {
+            nft::replace(family, ruleset.as_ref())?;
+            changes.push(Change::of_filter(&subject));
+        }
+    }
+    Ok(changes)
 }
 
 /// Makes one ENI as wanted; returns what was changed.
@@ -115,7 +185,7 @@ pub fn set_up_eni(
     options: &HostOptions,
 ) -> Result<Vec<Change>, EniSetupError> {
     let failed = |cause| EniSetupError::Kernel { mac: eni.mac, cause };
-    let observed = Observed::read(netlink).map_err(failed)?;
+    let observed = Observed::read(netlink, Family::of(eni.address)).map_err(failed)?;
     let steps = plan_eni(&observed, eni, options)?;
     apply(netlink, &steps).map_err(failed)
 }
@@ -126,10 +196,10 @@ pub fn set_up_eni(
 /// [`HostError`] if the kernel refused.
 pub fn forget_eni(
     netlink: &mut Netlink,
-    address: Ipv4Addr,
+    address: IpAddr,
     table: RouteTable,
 ) -> Result<Vec<Change>, HostError> {
-    let rule = Rule::from_address(priority::FROM_ENI, address.into(), table);
+    let rule = Rule::from_address(priority::FROM_ENI, address, table);
     Ok(apply(netlink, &[Step::DeleteRule(rule)])?)
 }
 
@@ -139,12 +209,10 @@ pub fn forget_eni(
 /// [`HostError`] if the kernel refused.
 pub fn remove_pod_rules(netlink: &mut Netlink, address: IpAddr) -> Result<Vec<Change>, HostError> {
     let is_of_the_pod = |rule: &&Rule| {
-        let (block, other) = match rule.priority {
-            priority::TO_POD => (rule.to, rule.from),
-            priority::FROM_POD => (rule.from, rule.to),
-            _ => return false,
-        };
-        block == Some(address.into()) && other.is_none() && !rule.is_foreign
+        let own = IpNet::from(address);
+        let to_pod = Rule { to: Some(own), ..Rule::new(rule.family, priority::TO_POD, rule.table) };
+        let from_pod = Rule { from: Some(own), ..Rule::new(rule.family, priority::FROM_POD, rule.table) };
+        **rule == to_pod || **rule == from_pod
     };
     let rules = netlink.rules(Family::of(address))?;
     let stale: Vec<Step> =
@@ -160,6 +228,44 @@ pub fn remove_link(netlink: &mut Netlink, name: &str) -> Result<Vec<Change>, Hos
     Ok(apply(netlink, &[Step::DeleteLink(name.to_owned())])?)
 }
 
+/// Pods' host veths that no route leads to and no pod of `pods` has. A pod whose ADD is under way
+/// has such a link for a moment.
+///
+/// # Errors
+/// [`KernelError`] if the kernel could not be asked.
+pub fn abandoned_links(
+    netlink: &mut Netlink,
+    veth_prefix: &str,
+    pods: &[PodOnHost],
+) -> Result<Vec<AbandonedLink>, KernelError> {
+    let links = netlink.links()?;
+    let mut routes = Vec::new();
+    for family in Family::BOTH {
+        routes.append(&mut netlink.routes(family, None, &links)?);
+    }
+    let abandoned = pods::abandoned(&Veths::of(&links), &routes, veth_prefix, pods);
+    Ok(abandoned.iter().map(|link| AbandonedLink { index: link.index, name: link.name.clone() }).collect())
+}
+
+/// Removes links by their numbers, so that one that was made since under the same name stays.
+/// Takes 10 to 30 ms each, so no more than a few go at once.
+///
+/// # Errors
+/// [`HostError`] if the kernel refused.
+pub fn remove_abandoned<'a>(
+    netlink: &mut Netlink,
+    links: impl IntoIterator<Item = &'a AbandonedLink>,
+) -> Result<Vec<Change>, HostError> {
+    let steps: Vec<Step> = links
+        .into_iter()
+        .take(MAX_ABANDONED)
+        .map(|link| {
+            Step::DeleteLinkByIndex(crate::kernel::LinkRef { index: link.index, name: link.name.clone() })
+        })
+        .collect();
+    Ok(apply(netlink, &steps)?)
+}
+
 fn plan_eni(
     observed: &Observed,
     eni: &EniNetwork,
@@ -169,7 +275,7 @@ fn plan_eni(
         return Err(EniSetupError::MainTable(eni.mac));
     }
     let link = observed.links.by_mac(eni.mac).ok_or(EniSetupError::LinkMissing(eni.mac))?;
-    Ok(plan::eni_steps(observed, link, eni, options))
+    Ok(eni::eni_steps(observed, link, eni, options))
 }
 
 /// Applies all steps, also those behind one that failed; the first failure is the error.
@@ -178,7 +284,7 @@ fn apply(netlink: &mut Netlink, steps: &[Step]) -> Result<Vec<Change>, KernelErr
     let mut first_error = None;
     for (step, outcome) in steps.iter().zip(netlink.apply(steps)?) {
         match outcome {
-            Outcome::Done => changes.push(Change(step.to_string())),
+            Outcome::Done => changes.push(Change::of(step)),
             Outcome::Satisfied => {}
             Outcome::Failed(error) => {
                 first_error.get_or_insert(error);

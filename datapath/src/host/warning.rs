@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::plan::Observed;
+use vpc::Family;
+
+use super::observed::Observed;
 use crate::kernel::{Netlink, nft, sysctl};
 use crate::wanted::HostNetwork;
 
@@ -11,6 +13,16 @@ use crate::wanted::HostNetwork;
 pub enum HostWarning {
     /// The node forwards no packets: pods reach nothing.
     ForwardingOff,
+    /// The node forwards no IPv6 packets, though pods have IPv6 addresses.
+    Ipv6ForwardingOff,
+    /// The primary ENI does not listen to its router, since the node forwards: its IPv6 default
+    /// route ends when it expires.
+    RouterIgnored {
+        /// The primary ENI's link.
+        link: String,
+        /// Its `accept_ra`.
+        accept_ra: String,
+    },
     /// A packet filter drops what the node would forward.
     ForwardDropped {
         /// Family and name of the table whose chain does.
@@ -29,6 +41,14 @@ impl fmt::Display for HostWarning {
             Self::ForwardingOff => {
                 f.write_str("net.ipv4.ip_forward is 0: pods reach nothing beyond the node; set it to 1")
             }
+            Self::Ipv6ForwardingOff => f.write_str(
+                "net.ipv6.conf.all.forwarding is 0: pods reach nothing over IPv6 beyond the node; set it to 1",
+            ),
+            Self::RouterIgnored { link, accept_ra } => write!(
+                f,
+                "net.ipv6.conf.{link}.accept_ra is {accept_ra}: the node forwards, so it will lose its IPv6 \
+                 default route; set it to 2"
+            ),
             Self::ForwardDropped { table } => write!(
                 f,
                 "nft table {table} drops forwarded packets by policy: \
@@ -49,15 +69,36 @@ pub fn warnings(netlink: &mut Netlink, wanted: &HostNetwork) -> Vec<HostWarning>
     if sysctl::read("net/ipv4/ip_forward").is_ok_and(|value| value == "0") {
         warnings.push(HostWarning::ForwardingOff);
     }
+    let primary =
+        |observed: &Observed| observed.links.by_mac(wanted.primary.mac).map(|link| link.name.clone());
+    let observed = Observed::read(netlink, wanted.family).ok();
+    if wanted.family == Family::V6 || wanted.options.egress && wanted.primary.address_v6.is_some() {
+        warnings.extend(ipv6_warnings(observed.as_ref().and_then(primary)));
+    }
     let dropping = nft::tables_that_drop_forwarded().unwrap_or_default();
     warnings.extend(dropping.into_iter().map(|table| HostWarning::ForwardDropped { table }));
-    if let Ok(observed) = Observed::read(netlink) {
+    if let Some(observed) = observed {
         let ours = wanted.enis.iter().map(|eni| eni.mac).chain([wanted.primary.mac]);
         let strict = ours
             .filter_map(|mac| observed.links.by_mac(mac))
             .filter(|link| observed.is_strict(link))
             .map(|link| HostWarning::StrictReversePath { link: link.name.clone() });
         warnings.extend(strict);
+    }
+    warnings
+}
+
+/// What keeps a node from forwarding IPv6. `init-node` sets both; others may have set them since.
+fn ipv6_warnings(primary: Option<String>) -> Vec<HostWarning> {
+    let mut warnings = Vec::new();
+    if sysctl::read("net/ipv6/conf/all/forwarding").is_ok_and(|value| value == "0") {
+        warnings.push(HostWarning::Ipv6ForwardingOff);
+    }
+    if let Some(link) = primary
+        && let Ok(accept_ra) = sysctl::read(&format!("net/ipv6/conf/{link}/accept_ra"))
+        && accept_ra != "2"
+    {
+        warnings.push(HostWarning::RouterIgnored { link, accept_ra });
     }
     warnings
 }

@@ -18,10 +18,10 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use vpc::{Mac, RouteTable};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use vpc::{Family, Mac, RouteTable};
 
-use super::object::{Address, Family, Neighbour, Route, Rule, Scope};
+use super::object::{Address, Neighbour, Route, Rule, Scope};
 use super::step::Step;
 
 /// `rp_filter` that accepts a packet if any link leads back to its source.
@@ -74,6 +74,7 @@ impl Step {
                 message.attributes.push(LinkAttribute::IfName(name.clone()));
                 (DelLink(message), 0)
             }
+            Self::DeleteLinkByIndex(link) => (DelLink(link_by_index(link.index)), 0),
             Self::AddAddress(address) => (NewAddress(address_message(address)), create),
             Self::DeleteAddress(address) => (DelAddress(address_message(address)), 0),
             Self::AddRoute(route) => (NewRoute(route_message(route)), create),
@@ -236,6 +237,9 @@ fn rule_message(rule: &Rule, action: RuleAction) -> RuleMessage {
     if let Some((mark, mask)) = rule.mark {
         attributes.push(RuleAttribute::FwMark(mark));
         attributes.push(RuleAttribute::FwMask(mask));
+    }
+    if let Some(protocol) = rule.protocol {
+        attributes.push(RuleAttribute::IpProtocol(IpProtocol::from(protocol)));
     }
     message
 }

@@ -18,7 +18,7 @@ pub use nft::NftError;
 
 pub(crate) use message::{VethPair, get_link};
 pub(crate) use netlink::{Outcome, each_message};
-pub(crate) use object::{Address, Family, Link, LinkRef, Neighbour, Route, Rule, Scope};
+pub(crate) use object::{Address, Link, LinkRef, Neighbour, Route, Rule, Scope};
 pub(crate) use observe::{Links, single};
 pub(crate) use parse::link as parse_link;
 pub(crate) use step::Step;

@@ -7,8 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use vpc::Family;
 
-use crate::wanted::nft::{Ruleset, TABLE};
+use crate::wanted::nft::{Ruleset, TABLE, nft_family};
 
 /// How long nft may take. With an empty table of ours it takes 10 ms; other tables of the node
 /// can make it slower.
@@ -57,10 +58,15 @@ pub enum NftError {
     },
 }
 
-/// What our table holds in the calling thread's namespace; none if there is no table.
-pub(crate) fn observe() -> Result<Option<Ruleset>, NftError> {
-    let action = "list nft table ip vpc-cni";
-    let listing = match run(action, &["-j", "list", "table", "ip", TABLE], None) {
+/// Family and name of our table, as nft names it.
+pub(crate) fn table(family: Family) -> String {
+    format!("{} {TABLE}", nft_family(family))
+}
+
+/// What our table of a family holds in the calling thread's namespace; none if there is no table.
+pub(crate) fn observe(family: Family) -> Result<Option<Ruleset>, NftError> {
+    let action = "list our nft table";
+    let listing = match run(action, &["-j", "list", "table", nft_family(family), TABLE], None) {
         Err(NftError::Refused { message, .. }) if message.contains("No such file or directory") => {
             return Ok(None);
         }
@@ -69,14 +75,13 @@ pub(crate) fn observe() -> Result<Option<Ruleset>, NftError> {
     let listing: Value =
         serde_json::from_slice(&listing).map_err(|cause| NftError::Output { action, cause })?;
     let objects = listing["nftables"].as_array().into_iter().flatten().cloned();
-    Ok(Some(Ruleset::listed(objects.filter(is_content).map(without_handle).collect())))
+    Ok(Some(Ruleset::listed(family, objects.filter(is_content).map(without_handle).collect())))
 }
 
-/// Puts `wanted` in the place of our table, in one transaction; none removes the table.
-pub(crate) fn replace(wanted: Option<&Ruleset>) -> Result<(), NftError> {
-    let transaction = wanted.map_or_else(Ruleset::removal, Ruleset::transaction);
-    run("replace nft table ip vpc-cni", &["-j", "-f", "-"], Some(transaction.to_string().as_bytes()))
-        .map(drop)
+/// Puts `wanted` in the place of our table of a family, in one transaction; none removes the table.
+pub(crate) fn replace(family: Family, wanted: Option<&Ruleset>) -> Result<(), NftError> {
+    let transaction = wanted.map_or_else(|| Ruleset::removal(family), Ruleset::transaction);
+    run("replace our nft table", &["-j", "-f", "-"], Some(transaction.to_string().as_bytes())).map(drop)
 }
 
 /// The tables of which a chain drops, by policy, what the node would forward over IPv4.

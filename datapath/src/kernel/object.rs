@@ -1,33 +1,10 @@
 //! Links, addresses, routes, rules and neighbours: as the kernel holds them, and as we want them.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use vpc::{Mac, RouteTable};
-
-/// Address families in which links' neighbours, routes and rules exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    pub(crate) fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// The block that holds every address.
-    pub(crate) fn everything(self) -> IpNet {
-        match self {
-            Self::V4 => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
-            Self::V6 => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
-        }
-    }
-}
+use vpc::{Family, Mac, RouteTable};
 
 /// A link's number, and its name for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +60,16 @@ pub(crate) enum Scope {
     Other,
 }
 
+impl Scope {
+    /// Of a route to what is on the link itself. IPv6 routes have no scope; the kernel tells 0.
+    pub(crate) fn on_link(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Link,
+            Family::V6 => Self::Universe,
+        }
+    }
+}
+
 /// A route to a block, through a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
@@ -129,6 +116,8 @@ pub(crate) struct Rule {
     pub(crate) input: Option<String>,
     /// Mark and mask.
     pub(crate) mark: Option<(u32, u32)>,
+    /// The number of an IP protocol.
+    pub(crate) protocol: Option<u8>,
     /// The table it leads to; in a deletion, none means any.
     pub(crate) table: Option<RouteTable>,
     /// It has selectors or an action besides these, so it is nobody's of ours.
@@ -145,6 +134,7 @@ impl Rule {
             to: None,
             input: None,
             mark: None,
+            protocol: None,
             table: table.into(),
             is_foreign: false,
         }
@@ -153,6 +143,11 @@ impl Rule {
     /// The rule that leads packets from `address` to `table`.
     pub(crate) fn from_address(priority: u32, address: IpAddr, table: impl Into<Option<RouteTable>>) -> Self {
         Self { from: Some(address.into()), ..Self::new(Family::of(address), priority, table) }
+    }
+
+    /// Whether nothing but its priority selects packets.
+    pub(crate) fn takes_all(&self) -> bool {
+        !self.is_foreign && *self == Self::new(self.family, self.priority, self.table)
     }
 
     /// The rule that leads packets to `address` to `table`.
@@ -178,8 +173,12 @@ impl fmt::Display for Rule {
         if let Some((mark, mask)) = self.mark {
             write!(f, " fwmark {mark:#x}/{mask:#x}")?;
         }
+        if let Some(protocol) = self.protocol {
+            write!(f, " ipproto {protocol}")?;
+        }
         match self.table {
             Some(RouteTable::MAIN) => f.write_str(" lookup main"),
+            Some(RouteTable::LOCAL) => f.write_str(" lookup local"),
             Some(table) => write!(f, " lookup {table}"),
             None => Ok(()),
         }

@@ -9,14 +9,20 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use vpc::{Mac, RouteTable};
+use vpc::{Family, Mac, RouteTable};
 
-use super::object::{Address, Family, Link, LinkRef, Neighbour, Route, Rule};
+use super::object::{Address, Link, LinkRef, Neighbour, Route, Rule};
 use super::{KernelError, Netlink, parse};
 
 /// The links of a namespace by number.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Links(BTreeMap<u32, Link>);
+
+impl FromIterator<Link> for Links {
+    fn from_iter<T: IntoIterator<Item = Link>>(links: T) -> Self {
+        Self(links.into_iter().map(|link| (link.index, link)).collect())
+    }
+}
 
 impl Links {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
@@ -49,8 +55,7 @@ impl Netlink {
         let mut question = LinkMessage::default();
         question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let found = self.dump("list links", &RouteNetlinkMessage::GetLink(question))?;
-        let links = found.iter().filter_map(|message| parse::link(message));
-        Ok(Links(links.map(|link| (link.index, link)).collect()))
+        Ok(found.iter().filter_map(|message| parse::link(message)).collect())
     }
 
     pub(crate) fn addresses(&mut self, family: Family, links: &Links) -> Result<Vec<Address>, KernelError> {

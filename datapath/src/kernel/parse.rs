@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, NlaBuffer, NlasIterator};
-use vpc::{Mac, RouteTable};
+use vpc::{Family, Mac, RouteTable};
 
-use super::object::{Family, Scope};
+use super::object::Scope;
 
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
@@ -175,6 +175,7 @@ pub(super) fn rule(message: &[u8]) -> Option<super::Rule> {
     const FWMASK: u16 = 16;
     const PAD: u16 = 18;
     const PROTOCOL: u16 = 21;
+    const IP_PROTOCOL: u16 = 22;
     const TO_TABLE: u8 = 1;
     const INVERT: u32 = 2;
 
@@ -193,6 +194,7 @@ pub(super) fn rule(message: &[u8]) -> Option<super::Rule> {
             FWMARK => mark = number(&value),
             FWMASK => mask = number(&value),
             TABLE => rule.table = Some(RouteTable(number(&value)?)),
+            IP_PROTOCOL => rule.protocol = value.first().copied(),
             PROTOCOL | PAD => {}
             SUPPRESS_PREFIXLEN if number(&value) == Some(u32::MAX) => {}
             _ => rule.is_foreign = true,

@@ -15,6 +15,8 @@ pub(crate) enum Step {
     /// Lets the link take packets whose answers would leave by another one.
     LoosenReversePath(LinkRef),
     DeleteLink(String),
+    /// Leaves alone a link that has the name by now but another number.
+    DeleteLinkByIndex(LinkRef),
     AddAddress(Address),
     DeleteAddress(Address),
     /// Fails if there is such a route.
@@ -36,7 +38,7 @@ impl Step {
             Self::DeleteRule(_) => errno == libc::ENOENT,
             Self::DeleteRoute(_) => errno == libc::ESRCH,
             Self::DeleteAddress(_) => errno == libc::EADDRNOTAVAIL,
-            Self::DeleteLink(_) => errno == libc::ENODEV,
+            Self::DeleteLink(_) | Self::DeleteLinkByIndex(_) => errno == libc::ENODEV,
             _ => false,
         }
     }
@@ -59,6 +61,7 @@ impl fmt::Display for Step {
             Self::SetUp(link) => write!(f, "set link {} up", link.name),
             Self::LoosenReversePath(link) => write!(f, "set rp_filter of link {} to 2", link.name),
             Self::DeleteLink(name) => write!(f, "delete link {name}"),
+            Self::DeleteLinkByIndex(link) => write!(f, "delete link {}", link.name),
             Self::AddAddress(address) => write!(f, "add address {address}"),
             Self::DeleteAddress(address) => write!(f, "delete address {address}"),
             Self::AddRoute(route) => write!(f, "add route {route}"),

@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::AsFd;
 
 use tracing::warn;
-use vpc::Mac;
+use vpc::{Family, Mac};
 
 use super::{PodError, plan};
 use crate::kernel::{
-    Family, KernelError, LinkRef, Netlink, Netns, Outcome, Step, VethPair, get_link, inside, parse_link,
-    single, sysctl,
+    KernelError, LinkRef, Netlink, Netns, Outcome, Step, VethPair, get_link, inside, parse_link, single,
+    sysctl,
 };
 use crate::wanted::{PodInterface, PodNetwork};
 

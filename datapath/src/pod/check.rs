@@ -1,7 +1,9 @@
 //! Comparing a pod's network with what it should be.
 
+use vpc::Family;
+
 use super::{Difference, PodError, plan};
-use crate::kernel::{Address, Family, KernelError, Links, Neighbour, Netlink, Netns, Route, Rule};
+use crate::kernel::{Address, KernelError, Links, Neighbour, Netlink, Netns, Route, Rule};
 use crate::wanted::{PodInterface, PodNetwork};
 
 /// What is missing or different in a pod's network; empty if it is as wanted.
@@ -46,8 +48,7 @@ impl Side {
     }
 
     fn has_route(&self, wanted: &Route) -> bool {
-        // IPv6 routes have no scope.
-        self.routes.iter().any(|route| Route { scope: wanted.scope, ..route.clone() } == *wanted)
+        self.routes.contains(wanted)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The steps that build one interface of a pod, as pure functions of what it should be.
 
 use ipnet::IpNet;
-use vpc::{Mac, RouteTable, pod_gateway};
+use vpc::{Family, Mac, RouteTable, pod_gateway};
 
-use crate::kernel::{Address, Family, LinkRef, Neighbour, Route, Rule, Scope, Step};
+use crate::kernel::{Address, LinkRef, Neighbour, Route, Rule, Scope, Step};
 use crate::wanted::{PodInterface, priority};
 
 /// The pod's own table for interface number `nic`.
@@ -17,7 +17,7 @@ pub(super) fn gateway_route(interface: &PodInterface, link: &LinkRef) -> Route {
         destination: pod_gateway(interface.address, interface.nic).into(),
         gateway: None,
         link: Some(link.clone()),
-        scope: Scope::Link,
+        scope: Scope::on_link(Family::of(interface.address)),
         table: table_in_pod(interface.nic),
         preferred_source: None,
     }
@@ -55,7 +55,7 @@ pub(super) fn pod_route(interface: &PodInterface, link: &LinkRef) -> Route {
         destination: interface.address.into(),
         gateway: None,
         link: Some(link.clone()),
-        scope: Scope::Link,
+        scope: Scope::on_link(Family::of(interface.address)),
         table: RouteTable::MAIN,
         preferred_source: None,
     }

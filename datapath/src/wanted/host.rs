@@ -1,13 +1,15 @@
 //! The node's own network: its ENIs, its rules and what its packet filter depends on.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
-use vpc::{Mac, RouteTable};
+use ipnet::{IpNet, Ipv4Net};
+use vpc::{Family, Mac, RouteTable};
 
 /// What the node should have, apart from its pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNetwork {
+    /// The family of pods' addresses, and of the ENIs' own.
+    pub family: Family,
     /// The instance's own ENI.
     pub primary: PrimaryLink,
     /// The IPv4 blocks of the VPC: packets to them keep the pod's address.
@@ -23,8 +25,10 @@ pub struct HostNetwork {
 pub struct PrimaryLink {
     /// Its link-layer address, by which its link is found.
     pub mac: Mac,
-    /// Its first address; pods' packets that leave the VPC carry it.
+    /// Its first IPv4 address; pods' packets that leave the VPC carry it.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one; IPv6 packets of IPv4 pods carry it.
+    pub address_v6: Option<Ipv6Addr>,
 }
 
 /// How source ports are chosen where pods share the node's address.
@@ -58,6 +62,12 @@ pub struct HostOptions {
     pub veth_prefix: String,
     /// The MTU of every ENI, in bytes.
     pub eni_mtu: u32,
+    /// Pods reach the other family too, with an address that only the node knows: IPv4 in an
+    /// IPv6 cluster, IPv6 in an IPv4 cluster.
+    pub egress: bool,
+    /// Pods with security groups of their own send all they send through their branch ENI, also
+    /// what is for the node itself.
+    pub strict_branches: bool,
 }
 
 impl Default for HostOptions {
@@ -72,6 +82,8 @@ impl Default for HostOptions {
             connmark: 0x80,
             veth_prefix: "eni".to_owned(),
             eni_mtu: 9001,
+            egress: false,
+            strict_branches: false,
         }
     }
 }
@@ -91,10 +103,10 @@ pub struct EniNetwork {
     pub mac: Mac,
     /// The route table that carries its traffic; never the main table.
     pub table: RouteTable,
-    /// Its own address.
-    pub address: Ipv4Addr,
-    /// The block of its subnet.
-    pub subnet: Ipv4Net,
+    /// Its own address, of the family of pods.
+    pub address: IpAddr,
+    /// The block of its subnet, of the same family.
+    pub subnet: IpNet,
     /// Whether it carries branch ENIs; then no rule leads from its address to its table.
     pub is_trunk: bool,
 }

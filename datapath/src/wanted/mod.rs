@@ -6,4 +6,4 @@ mod pod;
 pub mod priority;
 
 pub use host::{EniNetwork, HostNetwork, HostOptions, PrimaryLink, RandomSnat};
-pub use pod::{PodInterface, PodNetwork};
+pub use pod::{PodInterface, PodNetwork, PodOnHost};

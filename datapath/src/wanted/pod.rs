@@ -33,3 +33,16 @@ pub struct PodInterface {
     /// The MTU of both ends, in bytes.
     pub mtu: u32,
 }
+
+/// A running pod's interface as the node knows it: what leads to and from its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodOnHost {
+    /// Whose it is; the name of its host veth follows from it.
+    pub pod: PodName,
+    /// The interface's number in the pod, from 0.
+    pub nic: u8,
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The route table of the ENI that the address belongs to.
+    pub table: RouteTable,
+}

@@ -1,5 +1,9 @@
 //! Priorities of routing rules. Running pods and other components rely on the numbers.
 
+/// The node's own addresses, where the kernel puts them.
+pub const LOCAL: u32 = 0;
+/// The same, behind the rules for branch ENIs.
+pub const LOCAL_BEHIND_BRANCHES: u32 = 20;
 /// In a pod: from the address of a further interface to that interface's own table.
 pub const FROM_INTERFACE: u32 = 1;
 /// To a pod's address: the main table, which holds the route to its veth.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use datapath::host::{self, Change, HostError};
 use datapath::kernel::inside;
 use datapath::wanted::{EniNetwork, HostNetwork, HostOptions, PrimaryLink};
-use vpc::RouteTable;
+use vpc::{Family, RouteTable};
 
 use super::Space;
 
@@ -37,13 +37,18 @@ impl Node {
     /// What the reference's defaults want of it.
     pub(crate) fn wanted() -> HostNetwork {
         HostNetwork {
-            primary: PrimaryLink { mac: PRIMARY_MAC.parse().unwrap(), address: Ipv4Addr::new(10, 0, 0, 10) },
+            family: Family::V4,
+            primary: PrimaryLink {
+                mac: PRIMARY_MAC.parse().unwrap(),
+                address: Ipv4Addr::new(10, 0, 0, 10),
+                address_v6: None,
+            },
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
             options: HostOptions::default(),
             enis: vec![EniNetwork {
                 mac: SECONDARY_MAC.parse().unwrap(),
                 table: RouteTable(2),
-                address: Ipv4Addr::new(10, 0, 16, 131),
+                address: Ipv4Addr::new(10, 0, 16, 131).into(),
                 subnet: "10.0.16.0/20".parse().unwrap(),
                 is_trunk: false,
             }],

@@ -175,6 +175,7 @@ impl Keeper {
                 self.expected.insert(eni.mac, Expected { eni, deadline, reply });
             }
             Work::ForgetEni { address, table, reply } => {
+                let address = address.into();
                 self.wanted.enis.retain(|eni| eni.address != address || eni.table != table);
                 let done = host::forget_eni(&mut self.netlink, address, table);
                 let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));

@@ -1,46 +1,13 @@
-//! The difference between a node's network as wanted and as observed, as ordered steps.
+//! The difference between an ENI's link as wanted and as observed, as ordered steps.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use vpc::{RouteTable, subnet_gateway};
+use vpc::{Family, RouteTable, subnet_gateway};
 
-use crate::kernel::{Address, Family, KernelError, Link, Links, Netlink, Route, Rule, Scope, Step, sysctl};
+use super::observed::Observed;
+use crate::kernel::{Address, Link, Route, Rule, Scope, Step};
 use crate::wanted::{EniNetwork, HostOptions, priority};
-
-/// `rp_filter` that drops packets whose answers would leave by another link.
-const STRICT: i32 = 1;
-
-/// What the kernel holds of the node's own network.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Observed {
-    pub(super) links: Links,
-    pub(super) addresses: Vec<Address>,
-    pub(super) routes: Vec<Route>,
-    pub(super) rules: Vec<Rule>,
-    /// `rp_filter` of `all`; the kernel uses the larger of it and the link's own.
-    pub(super) rp_filter_of_all: i32,
-}
-
-impl Observed {
-    pub(super) fn read(netlink: &mut Netlink) -> Result<Self, KernelError> {
-        let links = netlink.links()?;
-        Ok(Self {
-            addresses: netlink.addresses(Family::V4, &links)?,
-            routes: netlink.routes(Family::V4, None, &links)?,
-            rules: netlink.rules(Family::V4)?,
-            links,
-            rp_filter_of_all: sysctl::read("net/ipv4/conf/all/rp_filter")
-                .ok()
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(0),
-        })
-    }
-
-    pub(super) fn is_strict(&self, link: &Link) -> bool {
-        link.rp_filter.is_some_and(|own| own.max(self.rp_filter_of_all) == STRICT)
-    }
-}
 
 /// The steps for the primary ENI's link: the operating system owns its addresses and routes.
 pub(super) fn primary_steps(observed: &Observed, link: &Link, options: &HostOptions) -> Vec<Step> {
@@ -49,44 +16,6 @@ pub(super) fn primary_steps(observed: &Observed, link: &Link, options: &HostOpti
         steps.push(Step::LoosenReversePath(link.reference()));
     }
     steps
-}
-
-/// The steps that bring the node's rules to what `options` ask for; rules of others stay.
-pub(super) fn rule_steps(observed: &[Rule], options: &HostOptions) -> Vec<Step> {
-    let mark = options.needs_mark().then(|| Rule {
-        mark: Some((options.connmark, options.connmark)),
-        ..Rule::new(Family::V4, priority::MARK, RouteTable::MAIN)
-    });
-    let services = options.external_service_cidrs.iter().map(|block| Rule {
-        to: Some(IpNet::V4(block.trunc())),
-        ..Rule::new(Family::V4, priority::EXTERNAL_SERVICE, RouteTable::MAIN)
-    });
-    let mut wanted: Vec<Rule> = Vec::new();
-    for rule in mark.into_iter().chain(services) {
-        if !wanted.contains(&rule) {
-            wanted.push(rule);
-        }
-    }
-
-    let missing = wanted.iter().filter(|rule| !observed.contains(rule)).cloned().map(Step::AddRule);
-    let stale = observed.iter().filter(|rule| is_of_this_node(rule) && !wanted.contains(rule));
-    // New rules first, so that no packet finds neither.
-    missing.chain(stale.cloned().map(Step::DeleteRule)).collect()
-}
-
-/// Whether a rule has the shape of those that [`rule_steps`] makes, whatever mark or block it
-/// names: one from before the options changed.
-fn is_of_this_node(rule: &Rule) -> bool {
-    let plain = !rule.is_foreign
-        && rule.from.is_none()
-        && rule.input.is_none()
-        && rule.table == Some(RouteTable::MAIN);
-    plain
-        && match rule.priority {
-            priority::MARK => rule.to.is_none() && rule.mark.is_some_and(|(mark, mask)| mark == mask),
-            priority::EXTERNAL_SERVICE => rule.to.is_some() && rule.mark.is_none(),
-            _ => false,
-        }
 }
 
 /// The steps for a secondary ENI, whose link is `link`.
@@ -144,37 +73,43 @@ fn mtu_step(link: &Link, options: &HostOptions) -> Vec<Step> {
 
 fn own_address(link: &Link, eni: &EniNetwork) -> Address {
     let length = eni.subnet.prefix_len();
+    let broadcast = match eni.subnet {
+        IpNet::V4(subnet) if length < 31 => Some(subnet.broadcast()),
+        _ => None,
+    };
     Address {
         link: link.reference(),
-        net: IpNet::new(eni.address.into(), length).unwrap_or_else(|_| IpAddr::from(eni.address).into()),
-        broadcast: (length < 31).then(|| eni.subnet.broadcast()),
+        net: IpNet::new(eni.address, length).unwrap_or_else(|_| eni.address.into()),
+        broadcast,
     }
 }
 
 fn connected_route(link: &Link, eni: &EniNetwork) -> Route {
     Route {
-        destination: IpNet::V4(eni.subnet.trunc()),
+        destination: eni.subnet.trunc(),
         gateway: None,
         link: Some(link.reference()),
-        scope: Scope::Link,
+        scope: Scope::on_link(Family::of(eni.address)),
         table: RouteTable::MAIN,
-        preferred_source: Some(eni.address.into()),
+        // The kernel names a source in its IPv4 routes only.
+        preferred_source: eni.address.is_ipv4().then_some(eni.address),
     }
 }
 
 /// The routes of the ENI's own table: its router on the link, and everything through that.
 fn table_routes(link: &Link, eni: &EniNetwork) -> [Route; 2] {
-    let router = IpAddr::from(subnet_gateway(eni.subnet));
+    let family = Family::of(eni.address);
+    let router = subnet_gateway(eni.subnet);
     let to_router = Route {
         destination: router.into(),
         gateway: None,
         link: Some(link.reference()),
-        scope: Scope::Link,
+        scope: Scope::on_link(family),
         table: eni.table,
         preferred_source: None,
     };
     let default = Route {
-        destination: Family::V4.everything(),
+        destination: family.everything(),
         gateway: Some(router),
         scope: Scope::Universe,
         ..to_router.clone()
@@ -187,7 +122,7 @@ fn eni_rule_steps(observed: &[Rule], eni: &EniNetwork) -> Vec<Step> {
     if eni.is_trunk {
         return Vec::new();
     }
-    let wanted = Rule::from_address(priority::FROM_ENI, eni.address.into(), eni.table);
+    let wanted = Rule::from_address(priority::FROM_ENI, eni.address, eni.table);
     let is_stale =
         |rule: &&Rule| **rule != wanted && Rule { table: wanted.table, ..(*rule).clone() } == wanted;
     let missing = (!observed.contains(&wanted)).then(|| Step::AddRule(wanted.clone()));
@@ -218,13 +153,6 @@ fn is_global_unicast(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    fn options() -> HostOptions {
-        HostOptions {
-            external_service_cidrs: vec!["10.100.3.4/16".parse().unwrap()],
-            ..HostOptions::default()
-        }
-    }
-
     fn printed(steps: &[Step]) -> Vec<String> {
         steps.iter().map(ToString::to_string).collect()
     }
@@ -245,44 +173,10 @@ mod tests {
         EniNetwork {
             mac: "02:00:00:00:00:01".parse().unwrap(),
             table: RouteTable(2),
-            address: Ipv4Addr::new(10, 0, 1, 20),
+            address: Ipv4Addr::new(10, 0, 1, 20).into(),
             subnet: "10.0.1.0/24".parse().unwrap(),
             is_trunk: false,
         }
-    }
-
-    #[test]
-    fn a_fresh_node_gets_its_mark_and_service_rules() {
-        assert_eq!(
-            printed(&rule_steps(&[], &options())),
-            [
-                "add rule 1024: from all fwmark 0x80/0x80 lookup main",
-                "add rule 1535: from all to 10.100.0.0/16 lookup main"
-            ]
-        );
-    }
-
-    #[test]
-    fn rules_that_are_right_need_no_step() {
-        let observed: Vec<Rule> = rule_steps(&[], &options())
-            .into_iter()
-            .filter_map(|step| if let Step::AddRule(rule) = step { Some(rule) } else { None })
-            .collect();
-
-        assert_eq!(rule_steps(&observed, &options()), []);
-    }
-
-    #[test]
-    fn rules_of_earlier_options_go_and_those_of_others_stay() {
-        let marked =
-            |priority, mark| Rule { mark: Some(mark), ..Rule::new(Family::V4, priority, RouteTable::MAIN) };
-        let observed = [marked(1024, (0x40, 0x40)), marked(1024, (0x40, 0xff)), marked(1023, (0x40, 0x40))];
-        let silent = HostOptions { node_port: false, external_snat: true, ..HostOptions::default() };
-
-        assert_eq!(
-            printed(&rule_steps(&observed, &silent)),
-            ["delete rule 1024: from all fwmark 0x40/0x40 lookup main"]
-        );
     }
 
     #[test]
@@ -299,6 +193,30 @@ mod tests {
                 "replace route 10.0.1.1 dev eth1 table 2",
                 "replace route default via 10.0.1.1 dev eth1 table 2",
                 "add rule 32765: from 10.0.1.20 lookup 2",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_eni_of_an_ipv6_cluster_has_the_vpc_router_as_its_gateway() {
+        let eni = EniNetwork {
+            address: "2001:db8:1:1::20".parse().unwrap(),
+            subnet: "2001:db8:1:1::/64".parse().unwrap(),
+            table: RouteTable(10_100),
+            ..eni()
+        };
+        let options = HostOptions { eni_mtu: 1500, ..HostOptions::default() };
+
+        let steps = eni_steps(&Observed::default(), &Link { is_up: true, ..eth1() }, &eni, &options);
+
+        assert_eq!(
+            printed(&steps),
+            [
+                "add address 2001:db8:1:1::20/64 dev eth1",
+                "delete route 2001:db8:1:1::/64 dev eth1",
+                "replace route fe80:ec2::1 dev eth1 table 10100",
+                "replace route default via fe80:ec2::1 dev eth1 table 10100",
+                "add rule 32765: from 2001:db8:1:1::20 lookup 10100",
             ]
         );
     }

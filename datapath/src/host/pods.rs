@@ -1,0 +1,194 @@
+//! What the node holds for running pods: putting it back, and finding what nobody needs any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use vpc::{Family, RouteTable, veth_suffix};
+
+use super::observed::Observed;
+use crate::kernel::{Link, Links, Route, Rule, Scope, Step, single};
+use crate::wanted::{PodOnHost, priority};
+
+/// The length of the part of a host veth's name that tells whose it is, in bytes.
+const SUFFIX: usize = 11;
+
+/// The longest prefix that the name of a pod's host veth can have, in bytes.
+const LONGEST_PREFIX: usize = 4;
+
+/// How links of pods with security groups of their own begin; their routes are not in the main
+/// table, and not ours to mend.
+const BRANCH_PREFIX: &str = "vlan";
+
+/// Links whose names are those of pods' host veths, by the part that tells whose.
+pub(super) struct Veths<'a>(BTreeMap<&'a str, &'a Link>);
+
+impl<'a> Veths<'a> {
+    pub(super) fn of(links: &'a Links) -> Self {
+        let veths = links.iter().filter_map(|link| {
+            let (prefix, suffix) = link.name.split_at_checked(link.name.len().checked_sub(SUFFIX)?)?;
+            let is_pods = (1..=LONGEST_PREFIX).contains(&prefix.len())
+                && prefix != BRANCH_PREFIX
+                && suffix.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_pods.then_some((suffix, link))
+        });
+        Self(veths.collect())
+    }
+
+    fn of_pod(&self, pod: &PodOnHost) -> Option<&'a Link> {
+        self.0.get(veth_suffix(&pod.pod, pod.nic).as_str()).copied()
+    }
+}
+
+/// The steps after which a pod's packets find their way again; none if its link is gone, since
+/// then the pod has ended and its DEL is on its way.
+pub(super) fn steps(observed: &Observed, veths: &Veths<'_>, pod: &PodOnHost) -> Vec<Step> {
+    let Some(link) = veths.of_pod(pod) else { return Vec::new() };
+    let mut steps = Vec::new();
+    if !link.is_up {
+        steps.push(Step::SetUp(link.reference()));
+    }
+    let route = Route {
+        destination: pod.address.into(),
+        gateway: None,
+        link: Some(link.reference()),
+        scope: Scope::on_link(Family::of(pod.address)),
+        table: RouteTable::MAIN,
+        preferred_source: None,
+    };
+    if !link.is_up || !observed.routes.contains(&route) {
+        steps.push(Step::ReplaceRoute(route));
+    }
+    let wanted = rules(pod.address, pod.table);
+    steps.extend(wanted.iter().filter(|rule| !observed.rules.contains(rule)).cloned().map(Step::AddRule));
+    // One to another table would win over ours, if it stands before it.
+    let is_stale = |rule: &&Rule| {
+        wanted.iter().any(|own| **rule != *own && Rule { table: own.table, ..(*rule).clone() } == *own)
+    };
+    steps.extend(observed.rules.iter().filter(is_stale).cloned().map(Step::DeleteRule));
+    steps
+}
+
+/// Rules to and from a pod's address; the latter if its ENI is not the primary one.
+pub(crate) fn rules(address: IpAddr, table: RouteTable) -> Vec<Rule> {
+    let mut rules = vec![Rule::to_address(priority::TO_POD, address, RouteTable::MAIN)];
+    if table != RouteTable::MAIN {
+        rules.push(Rule::from_address(priority::FROM_POD, address, table));
+    }
+    rules
+}
+
+/// Host veths that no route leads to and that belong to none of `pods`: their pods were deleted,
+/// but something keeps their namespaces alive. `routes` are those of both families.
+pub(super) fn abandoned<'a>(
+    veths: &Veths<'a>,
+    routes: &[Route],
+    prefix: &str,
+    pods: &[PodOnHost],
+) -> Vec<&'a Link> {
+    let led_to: BTreeSet<u32> = routes
+        .iter()
+        .filter(|route| single(route.destination).is_some())
+        .filter_map(|route| route.link.as_ref().map(|link| link.index))
+        .collect();
+    let running: BTreeSet<String> = pods.iter().map(|pod| veth_suffix(&pod.pod, pod.nic)).collect();
+    veths
+        .0
+        .iter()
+        .filter(|(suffix, link)| {
+            link.name.strip_suffix(**suffix) == Some(prefix)
+                && !led_to.contains(&link.index)
+                && !running.contains(**suffix)
+        })
+        .map(|(_, link)| *link)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use vpc::PodName;
+
+    use super::*;
+
+    fn pod(table: u32) -> PodOnHost {
+        PodOnHost {
+            pod: PodName::new("default", "sample-pod"),
+            nic: 0,
+            address: "10.0.1.7".parse().unwrap(),
+            table: RouteTable(table),
+        }
+    }
+
+    fn veth(name: &str, is_up: bool) -> Links {
+        let link = Link {
+            index: 7,
+            name: name.to_owned(),
+            mac: None,
+            mtu: 9001,
+            is_up,
+            peer: Some(2),
+            rp_filter: None,
+        };
+        [link].into_iter().collect()
+    }
+
+    fn printed(links: &Links, rules: Vec<Rule>, table: u32) -> Vec<String> {
+        let observed = Observed { links: links.clone(), rules, ..Observed::default() };
+        steps(&observed, &Veths::of(links), &pod(table)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_pod_that_lost_everything_gets_route_and_rules() {
+        assert_eq!(
+            printed(&veth("enicc21c2d7785", true), Vec::new(), 3),
+            [
+                "replace route 10.0.1.7 dev enicc21c2d7785",
+                "add rule 512: from all to 10.0.1.7 lookup main",
+                "add rule 1536: from 10.0.1.7 lookup 3",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pod_is_found_whatever_prefix_its_link_was_made_with() {
+        assert_eq!(
+            printed(&veth("xcc21c2d7785", false), rules(pod(254).address, RouteTable::MAIN), 254),
+            ["set link xcc21c2d7785 up", "replace route 10.0.1.7 dev xcc21c2d7785"]
+        );
+    }
+
+    #[test]
+    fn a_pod_whose_link_is_gone_or_is_a_branchs_is_left_alone() {
+        for links in [veth("eni00000000000", true), veth("vlancc21c2d7785", true), Links::default()] {
+            assert_eq!(printed(&links, Vec::new(), 3), Vec::<String>::new(), "{links:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_to_another_table_gives_way() {
+        let stale = Rule::from_address(1536, pod(3).address, RouteTable(5));
+
+        let steps = printed(&veth("enicc21c2d7785", true), vec![stale], 3);
+
+        assert_eq!(steps.last().unwrap(), "delete rule 1536: from 10.0.1.7 lookup 5");
+    }
+
+    #[test]
+    fn a_link_is_abandoned_once_neither_a_route_nor_a_pod_speaks_for_it() {
+        let links = veth("enicc21c2d7785", true);
+        let veths = Veths::of(&links);
+        let route = Route {
+            destination: pod(3).address.into(),
+            gateway: None,
+            link: links.iter().next().map(Link::reference),
+            scope: Scope::Link,
+            table: RouteTable::MAIN,
+            preferred_source: None,
+        };
+        let of_the_kernel = Route { destination: "fe80::/64".parse().unwrap(), ..route.clone() };
+
+        assert_eq!(abandoned(&veths, &[of_the_kernel], "eni", &[]).len(), 1);
+        assert_eq!(abandoned(&veths, &[route], "eni", &[]), Vec::<&Link>::new());
+        assert_eq!(abandoned(&veths, &[], "eni", &[pod(3)]), Vec::<&Link>::new());
+        assert_eq!(abandoned(&veths, &[], "pod", &[]), Vec::<&Link>::new(), "another's link");
+    }
+}

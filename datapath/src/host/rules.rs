@@ -1,0 +1,250 @@
+//! The node's rules that belong to no single ENI or pod.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use vpc::{Family, IPV6_VPC_ROUTER, RouteTable};
+
+use super::observed::Observed;
+use crate::kernel::{Rule, Step};
+use crate::wanted::{HostNetwork, HostOptions, priority};
+
+/// The number of ICMP over IPv6, with which neighbours are found.
+const ICMPV6: u8 = 58;
+
+/// Tables that ENIs of network card 0 can have; those of other cards begin at [`CARD_TABLES`].
+const ENI_TABLES: std::ops::RangeInclusive<u32> = 2..=33;
+const CARD_TABLES: u32 = 10_000;
+
+/// The steps that bring the node's rules to what is wanted; rules of others stay.
+pub(super) fn steps(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
+    let mut steps = mark_and_service_steps(&observed.rules, &wanted.options, wanted.family);
+    for family in Family::BOTH {
+        let is_strict = wanted.options.strict_branches && family == wanted.family;
+        steps.extend(local_rule_steps(&observed.rules, family, is_strict));
+    }
+    steps.extend(dead_eni_rules(observed, wanted));
+    steps
+}
+
+/// The rule for marked packets, in the family of pods, and those for services, which are always
+/// IPv4.
+fn mark_and_service_steps(observed: &[Rule], options: &HostOptions, family: Family) -> Vec<Step> {
+    let mark = options.needs_mark().then(|| Rule {
+        mark: Some((options.connmark, options.connmark)),
+        ..Rule::new(family, priority::MARK, RouteTable::MAIN)
+    });
+    let services = options.external_service_cidrs.iter().map(|block| Rule {
+        to: Some(IpNet::V4(block.trunc())),
+        ..Rule::new(Family::V4, priority::EXTERNAL_SERVICE, RouteTable::MAIN)
+    });
+    let mut wanted: Vec<Rule> = Vec::new();
+    for rule in mark.into_iter().chain(services) {
+        if !wanted.contains(&rule) {
+            wanted.push(rule);
+        }
+    }
+
+    let missing = wanted.iter().filter(|rule| !observed.contains(rule)).cloned().map(Step::AddRule);
+    let stale = observed.iter().filter(|rule| is_mark_or_service(rule) && !wanted.contains(rule));
+    // New rules first, so that no packet finds neither.
+    missing.chain(stale.cloned().map(Step::DeleteRule)).collect()
+}
+
+/// Whether a rule has the shape of those that [`mark_and_service_steps`] makes, whatever mark or
+/// block it names: one from before the options changed.
+fn is_mark_or_service(rule: &Rule) -> bool {
+    let plain = Rule { to: None, mark: None, ..rule.clone() };
+    if !plain.takes_all() || rule.table != Some(RouteTable::MAIN) {
+        return false;
+    }
+    match rule.priority {
+        priority::MARK => rule.to.is_none() && rule.mark.is_some_and(|(mark, mask)| mark == mask),
+        priority::EXTERNAL_SERVICE => rule.to.is_some() && rule.mark.is_none(),
+        _ => false,
+    }
+}
+
+/// With strict branch ENIs, rules by incoming link come before the rule for local addresses, so
+/// that a pod reaches the node through its branch ENI too. That rule is moved there and back;
+/// where somebody else has moved it, it stays.
+fn local_rule_steps(observed: &[Rule], family: Family, is_strict: bool) -> Vec<Step> {
+    let local = |priority| Rule::new(family, priority, RouteTable::LOCAL);
+    let (usual, moved) = (local(priority::LOCAL), local(priority::LOCAL_BEHIND_BRANCHES));
+    // The router's answers must reach the node itself, whatever link they come in by.
+    let router = Rule {
+        from: Some(IpAddr::from(IPV6_VPC_ROUTER).into()),
+        protocol: Some(ICMPV6),
+        ..local(priority::LOCAL)
+    };
+    let (has_usual, has_moved) = (observed.contains(&usual), observed.contains(&moved));
+    let has_router = observed.contains(&router);
+    let mut steps = Vec::new();
+    if is_strict {
+        if !has_moved {
+            steps.push(Step::AddRule(moved));
+        }
+        if has_usual {
+            // A deletion that names no selector takes the first rule of the priority, so the
+            // router's goes first and comes back.
+            if has_router {
+                steps.push(Step::DeleteRule(router.clone()));
+            }
+            steps.push(Step::DeleteRule(usual));
+        }
+        if family == Family::V6 && (has_usual || !has_router) {
+            steps.push(Step::AddRule(router));
+        }
+    } else {
+        if has_router {
+            steps.push(Step::DeleteRule(router));
+        }
+        if has_moved {
+            if !has_usual {
+                steps.push(Step::AddRule(usual));
+            }
+            steps.push(Step::DeleteRule(moved));
+        }
+    }
+    steps
+}
+
+/// Rules from addresses of ENIs that are gone, with their routes: an ENI that comes with the same
+/// address would inherit them. A rule that leads to a table with a route, or from an address that
+/// some link has, is in use, whoever made it.
+fn dead_eni_rules(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
+    let is_dead = |rule: &&Rule| {
+        let Some(source) = rule.from.and_then(crate::kernel::single) else { return false };
+        let Some(table) = rule.table else { return false };
+        let plain = Rule::from_address(priority::FROM_ENI, source, table);
+        **rule == plain
+            && rule.family == wanted.family
+            && (ENI_TABLES.contains(&table.0) || table.0 >= CARD_TABLES)
+            && !wanted.enis.iter().any(|eni| eni.address == source)
+            && !observed.addresses.iter().any(|address| address.net.addr() == source)
+            && !observed.routes.iter().any(|route| route.table == table)
+    };
+    observed.rules.iter().filter(is_dead).cloned().map(Step::DeleteRule).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> HostOptions {
+        HostOptions {
+            external_service_cidrs: vec!["10.100.3.4/16".parse().unwrap()],
+            ..HostOptions::default()
+        }
+    }
+
+    fn printed(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    fn v4(observed: &[Rule], options: &HostOptions) -> Vec<Step> {
+        mark_and_service_steps(observed, options, Family::V4)
+    }
+
+    #[test]
+    fn a_fresh_node_gets_its_mark_and_service_rules() {
+        assert_eq!(
+            printed(&v4(&[], &options())),
+            [
+                "add rule 1024: from all fwmark 0x80/0x80 lookup main",
+                "add rule 1535: from all to 10.100.0.0/16 lookup main"
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_that_are_right_need_no_step() {
+        for family in Family::BOTH {
+            let observed: Vec<Rule> = mark_and_service_steps(&[], &options(), family)
+                .into_iter()
+                .filter_map(|step| if let Step::AddRule(rule) = step { Some(rule) } else { None })
+                .collect();
+
+            assert_eq!(mark_and_service_steps(&observed, &options(), family), [], "{family}");
+        }
+    }
+
+    #[test]
+    fn rules_of_earlier_options_go_and_those_of_others_stay() {
+        let marked =
+            |priority, mark| Rule { mark: Some(mark), ..Rule::new(Family::V4, priority, RouteTable::MAIN) };
+        let observed = [marked(1024, (0x40, 0x40)), marked(1024, (0x40, 0xff)), marked(1023, (0x40, 0x40))];
+        let silent = HostOptions { node_port: false, external_snat: true, ..HostOptions::default() };
+
+        assert_eq!(
+            printed(&v4(&observed, &silent)),
+            ["delete rule 1024: from all fwmark 0x40/0x40 lookup main"]
+        );
+    }
+
+    #[test]
+    fn the_rules_of_the_other_family_go_when_the_cluster_changes() {
+        let mark =
+            |family| Rule { mark: Some((0x80, 0x80)), ..Rule::new(family, priority::MARK, RouteTable::MAIN) };
+
+        let steps = mark_and_service_steps(&[mark(Family::V4)], &HostOptions::default(), Family::V6);
+
+        assert_eq!(steps, [Step::AddRule(mark(Family::V6)), Step::DeleteRule(mark(Family::V4))]);
+    }
+
+    fn after(mut rules: Vec<Rule>, steps: &[Step]) -> Vec<String> {
+        for step in steps {
+            match step {
+                Step::AddRule(rule) => {
+                    let behind = rules.iter().position(|other| other.priority > rule.priority);
+                    rules.insert(behind.unwrap_or(rules.len()), rule.clone());
+                }
+                Step::DeleteRule(rule) => {
+                    // As the kernel does it: what is not named matches anything.
+                    let matches = |other: &Rule| {
+                        other.priority == rule.priority
+                            && (rule.from.is_none() || other.from == rule.from)
+                            && (rule.protocol.is_none() || other.protocol == rule.protocol)
+                            && other.table == rule.table
+                    };
+                    if let Some(first) = rules.iter().position(matches) {
+                        rules.remove(first);
+                    }
+                }
+                _ => {}
+            }
+        }
+        rules.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_local_rule_moves_behind_branches_and_back() {
+        let fresh = |family| vec![Rule::new(family, 0, RouteTable::LOCAL)];
+        let to_strict = local_rule_steps(&fresh(Family::V6), Family::V6, true);
+        let strict = ["0: from fe80:ec2::1 ipproto 58 lookup local", "20: from all lookup local"];
+        assert_eq!(after(fresh(Family::V6), &to_strict), strict);
+
+        let router = Rule {
+            from: Some("fe80:ec2::1/128".parse().unwrap()),
+            protocol: Some(58),
+            ..Rule::new(Family::V6, 0, RouteTable::LOCAL)
+        };
+        let moved = Rule::new(Family::V6, 20, RouteTable::LOCAL);
+        let observed = vec![router.clone(), moved.clone()];
+        assert_eq!(local_rule_steps(&observed, Family::V6, true), [], "nothing is left to do");
+
+        let back = local_rule_steps(&observed, Family::V6, false);
+        assert_eq!(after(observed, &back), ["0: from all lookup local"]);
+
+        let interrupted = vec![router, fresh(Family::V6).remove(0), moved];
+        let steps = local_rule_steps(&interrupted, Family::V6, true);
+        assert_eq!(after(interrupted, &steps), strict, "the wildcard deletion takes the right one");
+    }
+
+    #[test]
+    fn a_local_rule_that_somebody_else_moved_stays() {
+        let observed = [Rule::new(Family::V4, 100, RouteTable::LOCAL)];
+
+        assert_eq!(local_rule_steps(&observed, Family::V4, false), []);
+    }
+}
