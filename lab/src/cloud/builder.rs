@@ -1,10 +1,11 @@
 //! Building a world.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::bucket::Buckets;
 use super::credentials::Keyring;
@@ -30,6 +31,7 @@ pub struct CloudBuilder {
     seed: u64,
     region: String,
     cidrs: Vec<Ipv4Net>,
+    ipv6_cidrs: Vec<Ipv6Net>,
     subnets: Vec<(Ipv4Net, String)>,
     placement: Placement,
     types: Vec<InstanceType>,
@@ -43,6 +45,7 @@ impl CloudBuilder {
             seed,
             region: "us-west-2".to_owned(),
             cidrs: vec![net([10, 0, 0, 0], 16)],
+            ipv6_cidrs: Vec::new(),
             subnets: Vec::new(),
             placement: Placement::default(),
             types: limits::known(),
@@ -70,6 +73,14 @@ impl CloudBuilder {
     /// Replaces the VPC's ranges.
     pub fn vpc_cidrs(mut self, cidrs: Vec<Ipv4Net>) -> CloudBuilder {
         self.cidrs = cidrs;
+        self
+    }
+
+    /// Gives the VPC 2001:db8:1234:1a00::/56, and each subnet a /64 of it in the order in which
+    /// they are added.
+    pub fn ipv6(mut self) -> CloudBuilder {
+        let first = Ipv6Addr::new(0x2001, 0xdb8, 0x1234, 0x1a00, 0, 0, 0, 0);
+        self.ipv6_cidrs = Ipv6Net::new(first, 56).into_iter().collect();
         self
     }
 
@@ -101,7 +112,7 @@ impl CloudBuilder {
     /// so look them up by range.
     pub fn build(self) -> Cloud {
         let mut dice = Dice::new(self.seed);
-        let vpc = Arc::new(Vpc { id: dice.id("vpc"), cidrs: self.cidrs });
+        let vpc = Arc::new(Vpc { id: dice.id("vpc"), cidrs: self.cidrs, ipv6_cidrs: self.ipv6_cidrs });
         let default_group = dice.id("sg");
         let group = SecurityGroup { id: default_group.clone(), name: "default".to_owned() };
         let groups = Arc::new(BTreeMap::from([(default_group.clone(), group)]));

@@ -1,10 +1,10 @@
 //! Network interfaces and their attachments.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// A network interface as EC2 knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct Eni {
     pub addresses: Vec<PrivateIp>,
     /// Delegated /28 prefixes in the order of their assignment.
     pub prefixes: Vec<Ipv4Net>,
+    /// Its own IPv6 addresses, the primary first.
+    pub ipv6_addresses: Vec<Ipv6Addr>,
+    /// Delegated /80 prefixes in the order of their assignment.
+    pub ipv6_prefixes: Vec<Ipv6Net>,
     /// Security group ids.
     pub groups: Vec<String>,
     /// Free text; the daemon recognises its own ENIs by it.
@@ -55,6 +59,11 @@ impl Eni {
     /// How many of the ENI's address slots are filled: a prefix takes one, like an address.
     pub fn slots_used(&self) -> usize {
         self.addresses.len() + self.prefixes.len()
+    }
+
+    /// The same for IPv6, whose slots are counted apart.
+    pub fn ipv6_slots_used(&self) -> usize {
+        self.ipv6_addresses.len() + self.ipv6_prefixes.len()
     }
 
     /// The attachment, if it is complete and to `instance`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// An instance as EC2 knows it. Its ENIs are found by their attachments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub struct Vpc {
     pub id: String,
     /// Its ranges, the primary one first.
     pub cidrs: Vec<Ipv4Net>,
+    /// Its IPv6 ranges; empty for a VPC without IPv6.
+    pub ipv6_cidrs: Vec<Ipv6Net>,
 }
 
 /// A security group; the fabric enforces no rules, so it is only a name.

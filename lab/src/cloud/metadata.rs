@@ -66,6 +66,9 @@ impl Cloud {
         put("services/domain", &"amazonaws.com");
         put("services/partition", &"aws");
         if let Some(primary) = snapshot.enis.get(&instance.primary_eni) {
+            if let Some(address) = primary.ipv6_addresses.first() {
+                put("ipv6", address);
+            }
             put("mac", &primary.mac);
             put("security-groups", &group_names(snapshot, primary));
         }
@@ -101,8 +104,14 @@ impl Cloud {
         if let Some(primary) = snapshot.vpc.cidrs.first() {
             put("vpc-ipv4-cidr-block", primary);
         }
+        if !snapshot.vpc.ipv6_cidrs.is_empty() {
+            put("vpc-ipv6-cidr-blocks", &lines(&snapshot.vpc.ipv6_cidrs));
+        }
         if let Some(subnet) = snapshot.subnets.get(&eni.subnet_id) {
             put("subnet-ipv4-cidr-block", &subnet.cidr);
+            if let Some(cidr) = subnet.ipv6_cidr {
+                put("subnet-ipv6-cidr-blocks", &cidr);
+            }
         }
         if !eni.addresses.is_empty() {
             put("local-hostname", &private_dns(eni.primary_ip(), &self.region));
@@ -110,6 +119,12 @@ impl Cloud {
         }
         if !eni.prefixes.is_empty() {
             put("ipv4-prefix", &lines(&eni.prefixes));
+        }
+        if !eni.ipv6_addresses.is_empty() {
+            put("ipv6s", &lines(&eni.ipv6_addresses));
+        }
+        if !eni.ipv6_prefixes.is_empty() {
+            put("ipv6-prefix", &lines(&eni.ipv6_prefixes));
         }
         if has_several_cards {
             put("network-card", &attachment.network_card);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::bucket::Buckets;
 use super::credentials::Keyring;
@@ -156,6 +156,8 @@ impl Cloud {
             Request::ModifyNetworkInterfaceAttribute(it) => self.modify_network_interface(now, it),
             Request::AssignPrivateIpAddresses(it) => self.assign_private_ips(now, it),
             Request::UnassignPrivateIpAddresses(it) => self.unassign_private_ips(now, it),
+            Request::AssignIpv6Addresses(it) => self.assign_ipv6(now, it),
+            Request::UnassignIpv6Addresses(it) => self.unassign_ipv6(now, it),
             Request::CreateTags { resources, tags } => self.create_tags(now, resources, tags),
         }
     }
@@ -242,7 +244,23 @@ impl Cloud {
         self.publish(now);
     }
 
-    /// Adds a subnet and returns its id.
+    /// Replaces the VPC's IPv6 ranges.
+    pub fn set_vpc_ipv6_cidrs(&mut self, now: Duration, cidrs: Vec<Ipv6Net>) {
+        self.advance(now);
+        Arc::make_mut(&mut self.vpc).ipv6_cidrs = cidrs;
+        self.publish(now);
+    }
+
+    /// Gives a subnet an IPv6 range, or takes it away.
+    pub fn set_subnet_ipv6_cidr(&mut self, now: Duration, id: &str, cidr: Option<Ipv6Net>) {
+        self.advance(now);
+        if let Some(subnet) = self.subnets.get_mut(id) {
+            Arc::make_mut(subnet).ipv6_cidr = cidr;
+        }
+        self.publish(now);
+    }
+
+    /// Adds a subnet and returns its id. In a VPC with IPv6 it gets the next /64.
     pub fn add_subnet(&mut self, now: Duration, cidr: Ipv4Net, zone: &str) -> String {
         let id = self.insert_subnet(cidr, zone);
         self.publish(now);
@@ -252,11 +270,13 @@ impl Cloud {
     pub(super) fn insert_subnet(&mut self, cidr: Ipv4Net, zone: &str) -> String {
         let id = self.dice.id("subnet");
         let space = FreeSpace::new(cidr);
+        let ipv6_cidr = self.next_ipv6_cidr();
         let letter = zone.bytes().last().unwrap_or(b'a').saturating_sub(b'a');
         let subnet = Subnet {
             id: id.clone(),
             vpc_id: self.vpc.id.clone(),
             cidr,
+            ipv6_cidr,
             zone: zone.to_owned(),
             zone_id: format!("{}-az{}", short_region(&self.region), letter + 1),
             available: space.available(),
@@ -362,6 +382,8 @@ impl Cloud {
             zone: subnet.zone.clone(),
             addresses: Vec::<PrivateIp>::new(),
             prefixes: Vec::new(),
+            ipv6_addresses: Vec::new(),
+            ipv6_prefixes: Vec::new(),
             groups,
             description: String::new(),
             tags: BTreeMap::new(),

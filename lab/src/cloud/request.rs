@@ -1,10 +1,10 @@
 //! The actions in typed form: what a caller asks and what EC2 answers.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::eni::{ConnectionTracking, Eni, InterfaceType};
 use super::instance::Instance;
@@ -59,6 +59,10 @@ pub struct CreateNetworkInterface {
     pub prefix_count: Option<u16>,
     /// `Ipv4Prefixes`.
     pub prefixes: Vec<Ipv4Net>,
+    /// `Ipv6AddressCount`; none leaves it to the subnet.
+    pub ipv6_count: Option<u16>,
+    /// `Ipv6PrefixCount`.
+    pub ipv6_prefix_count: Option<u16>,
     /// `InterfaceType`.
     pub kind: InterfaceType,
     /// Connection tracking timeouts.
@@ -148,6 +152,32 @@ pub struct UnassignPrivateIpAddresses {
     pub prefixes: Vec<Ipv4Net>,
 }
 
+/// `AssignIpv6Addresses`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AssignIpv6Addresses {
+    /// The ENI.
+    pub eni_id: String,
+    /// `Ipv6AddressCount`.
+    pub count: Option<u16>,
+    /// Addresses of the caller's choice.
+    pub addresses: Vec<Ipv6Addr>,
+    /// `Ipv6PrefixCount`.
+    pub prefix_count: Option<u16>,
+    /// Prefixes of the caller's choice.
+    pub prefixes: Vec<Ipv6Net>,
+}
+
+/// `UnassignIpv6Addresses`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UnassignIpv6Addresses {
+    /// The ENI.
+    pub eni_id: String,
+    /// Addresses to give back.
+    pub addresses: Vec<Ipv6Addr>,
+    /// Prefixes to give back.
+    pub prefixes: Vec<Ipv6Net>,
+}
+
 /// Every action of this EC2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -178,6 +208,10 @@ pub enum Request {
     AssignPrivateIpAddresses(AssignPrivateIpAddresses),
     /// Fewer.
     UnassignPrivateIpAddresses(UnassignPrivateIpAddresses),
+    /// More IPv6 addresses or prefixes.
+    AssignIpv6Addresses(AssignIpv6Addresses),
+    /// Fewer.
+    UnassignIpv6Addresses(UnassignIpv6Addresses),
     /// Tag things.
     CreateTags {
         /// Ids of ENIs, instances or subnets.
@@ -203,6 +237,8 @@ impl Request {
             Request::ModifyNetworkInterfaceAttribute(_) => "ModifyNetworkInterfaceAttribute",
             Request::AssignPrivateIpAddresses(_) => "AssignPrivateIpAddresses",
             Request::UnassignPrivateIpAddresses(_) => "UnassignPrivateIpAddresses",
+            Request::AssignIpv6Addresses(_) => "AssignIpv6Addresses",
+            Request::UnassignIpv6Addresses(_) => "UnassignIpv6Addresses",
             Request::CreateTags { .. } => "CreateTags",
         }
     }
@@ -274,6 +310,24 @@ pub enum Response {
         addresses: Vec<Ipv4Addr>,
         /// New prefixes.
         prefixes: Vec<Ipv4Net>,
+    },
+    /// To `AssignIpv6Addresses`.
+    AssignedIpv6 {
+        /// The ENI.
+        eni_id: String,
+        /// New addresses.
+        addresses: Vec<Ipv6Addr>,
+        /// New prefixes.
+        prefixes: Vec<Ipv6Net>,
+    },
+    /// To `UnassignIpv6Addresses`.
+    UnassignedIpv6 {
+        /// The ENI.
+        eni_id: String,
+        /// Addresses that it had.
+        addresses: Vec<Ipv6Addr>,
+        /// Prefixes that it had.
+        prefixes: Vec<Ipv6Net>,
     },
     /// To everything that only answers `true`.
     Done,

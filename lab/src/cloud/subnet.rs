@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::ids::Dice;
 
@@ -16,6 +16,8 @@ pub struct Subnet {
     pub vpc_id: String,
     /// Its range.
     pub cidr: Ipv4Net,
+    /// Its IPv6 range, a /64, if it has one. New ENIs in it get an IPv6 address.
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// Availability zone, e.g. `us-west-2a`.
     pub zone: String,
     /// Zone id, e.g. `usw2-az1`.

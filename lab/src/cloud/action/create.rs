@@ -11,6 +11,7 @@ use crate::cloud::request::{CreateNetworkInterface, Response};
 use crate::cloud::subnet::FreeSpace;
 
 use super::addresses::{MOST_SLOTS, Wish, WishError, take};
+use super::ipv6::Ipv6Wish;
 
 /// Tags that a resource may carry.
 const MOST_TAGS: usize = 50;
@@ -69,11 +70,24 @@ impl Cloud {
                 .ok_or_else(|| WishError::NoFreeAddress.on_create())?,
         };
         let taken = take(&mut space, &wish, placement, &mut self.dice).map_err(WishError::on_create)?;
+        // A subnet with IPv6 gives each new ENI an address, unless the caller says what it wants.
+        let ipv6_wish = Ipv6Wish {
+            count: match (request.ipv6_count, request.ipv6_prefix_count) {
+                (Some(count), _) => count,
+                (None, Some(_)) => 0,
+                (None, None) => u16::from(subnet.ipv6_cidr.is_some()),
+            },
+            prefix_count: request.ipv6_prefix_count.unwrap_or(0),
+            ..Ipv6Wish::default()
+        };
+        let ipv6 = self.take_ipv6(&subnet, &ipv6_wish)?;
         let mut eni = self.blank_eni(&subnet, groups);
         self.space.insert(subnet.id.clone(), space);
         eni.addresses.push(PrivateIp { address: primary, is_primary: true });
         eni.addresses.extend(taken.addresses.iter().map(|&address| PrivateIp { address, is_primary: false }));
         eni.prefixes = taken.prefixes;
+        eni.ipv6_addresses = ipv6.addresses;
+        eni.ipv6_prefixes = ipv6.prefixes;
         eni.description.clone_from(&request.description);
         eni.tags.clone_from(&request.tags);
         eni.kind = request.kind;

@@ -5,4 +5,5 @@ mod attach;
 mod create;
 mod describe;
 mod filter;
+mod ipv6;
 mod modify;

@@ -5,6 +5,7 @@ mod attachments;
 mod describe;
 mod handle;
 mod invariants;
+mod ipv6;
 mod troubles;
 
 use std::sync::Arc;

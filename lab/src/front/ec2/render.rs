@@ -79,6 +79,16 @@ impl Teller<'_> {
                     xml.text("ipv4Prefix", prefix);
                 });
             }
+            Response::AssignedIpv6 { eni_id, addresses, prefixes } => {
+                xml.text("networkInterfaceId", eni_id);
+                items(xml, "assignedIpv6Addresses", addresses);
+                items(xml, "assignedIpv6PrefixSet", prefixes);
+            }
+            Response::UnassignedIpv6 { eni_id, addresses, prefixes } => {
+                xml.text("networkInterfaceId", eni_id);
+                items(xml, "unassignedIpv6Addresses", addresses);
+                items(xml, "unassignedIpv6PrefixSet", prefixes);
+            }
         }
     }
 
@@ -116,7 +126,14 @@ impl Teller<'_> {
                 .text("privateDnsName", self.cloud.private_dns(ip.address))
                 .text("primary", ip.is_primary);
         });
-        xml.list("ipv6AddressesSet", [(); 0], |_, ()| {});
+        xml.list("ipv6AddressesSet", &eni.ipv6_addresses, |xml, address| {
+            xml.text("ipv6Address", address);
+        });
+        if !eni.ipv6_prefixes.is_empty() {
+            xml.list("ipv6PrefixSet", &eni.ipv6_prefixes, |xml, prefix| {
+                xml.text("ipv6Prefix", prefix);
+            });
+        }
         if !eni.prefixes.is_empty() {
             xml.list("ipv4PrefixSet", &eni.prefixes, |xml, prefix| {
                 xml.text("ipv4Prefix", prefix);
@@ -159,9 +176,14 @@ impl Teller<'_> {
             .text("availabilityZoneId", &subnet.zone_id)
             .text("defaultForAz", false)
             .text("mapPublicIpOnLaunch", false)
-            .text("assignIpv6AddressOnCreation", false)
+            .text("assignIpv6AddressOnCreation", subnet.ipv6_cidr.is_some())
             .text("ipv6Native", false);
-        xml.list("ipv6CidrBlockAssociationSet", [(); 0], |_, ()| {});
+        xml.list("ipv6CidrBlockAssociationSet", subnet.ipv6_cidr, |xml, cidr| {
+            xml.text("ipv6CidrBlock", cidr).text("associationId", format!("subnet-cidr-assoc-{}", subnet.id));
+            xml.nest("ipv6CidrBlockState", |xml| {
+                xml.text("state", "associated");
+            });
+        });
         tags(xml, &subnet.tags);
     }
 
@@ -228,6 +250,15 @@ impl Teller<'_> {
 fn page<T>(xml: &mut Xml, name: &str, listing: &Listing<T>, each: impl Fn(&mut Xml, &T)) {
     xml.list(name, &listing.items, each);
     xml.option("nextToken", listing.next_token.as_ref());
+}
+
+/// A list whose items are plain texts.
+fn items<T: std::fmt::Display>(xml: &mut Xml, name: &str, items: &[T]) {
+    xml.nest(name, |xml| {
+        for item in items {
+            xml.text("item", item);
+        }
+    });
 }
 
 fn tags(xml: &mut Xml, tags: &BTreeMap<String, String>) {

@@ -1,9 +1,9 @@
 //! From parameters to a typed request.
 
 use crate::cloud::{
-    AssignPrivateIpAddresses, AttachNetworkInterface, ConnectionTracking, CreateNetworkInterface, Describe,
-    DetachNetworkInterface, Ec2Error, EniChange, InterfaceType, ModifyNetworkInterfaceAttribute, Page,
-    Request, UnassignPrivateIpAddresses,
+    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, ConnectionTracking,
+    CreateNetworkInterface, Describe, DetachNetworkInterface, Ec2Error, EniChange, InterfaceType,
+    ModifyNetworkInterfaceAttribute, Page, Request, UnassignIpv6Addresses, UnassignPrivateIpAddresses,
 };
 
 use super::params::Params;
@@ -55,6 +55,18 @@ pub(super) fn typed(params: &Params) -> Result<Request, Ec2Error> {
             eni_id: params.required("NetworkInterfaceId")?,
             addresses: params.parsed_list("PrivateIpAddress")?,
             prefixes: params.parsed_list("Ipv4Prefix")?,
+        }),
+        "AssignIpv6Addresses" => Request::AssignIpv6Addresses(AssignIpv6Addresses {
+            eni_id: params.required("NetworkInterfaceId")?,
+            count: params.parsed("Ipv6AddressCount")?,
+            addresses: params.parsed_list("Ipv6Addresses")?,
+            prefix_count: params.parsed("Ipv6PrefixCount")?,
+            prefixes: params.parsed_list("Ipv6Prefix")?,
+        }),
+        "UnassignIpv6Addresses" => Request::UnassignIpv6Addresses(UnassignIpv6Addresses {
+            eni_id: params.required("NetworkInterfaceId")?,
+            addresses: params.parsed_list("Ipv6Addresses")?,
+            prefixes: params.parsed_list("Ipv6Prefix")?,
         }),
         "CreateTags" => create_tags(params)?,
         _ => {
@@ -117,6 +129,8 @@ fn create(params: &Params) -> Result<CreateNetworkInterface, Ec2Error> {
         secondary_count: params.parsed("SecondaryPrivateIpAddressCount")?,
         prefix_count: params.parsed("Ipv4PrefixCount")?,
         prefixes: params.parsed_list("Ipv4Prefix")?,
+        ipv6_count: params.parsed("Ipv6AddressCount")?,
+        ipv6_prefix_count: params.parsed("Ipv6PrefixCount")?,
         kind,
         connection_tracking: tracking(params)?,
         tags,

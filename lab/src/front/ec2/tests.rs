@@ -22,7 +22,11 @@ struct Play {
 
 impl Play {
     fn new() -> Play {
-        let mut cloud = CloudBuilder::two_zones(1).build();
+        Play::of(CloudBuilder::two_zones(1))
+    }
+
+    fn of(world: CloudBuilder) -> Play {
+        let mut cloud = world.build();
         let subnet = cloud.snapshot().subnets.values().min_by_key(|it| it.cidr).unwrap().id.clone();
         let spec = LaunchSpec {
             instance_type: "m5.large".to_owned(),
@@ -155,4 +159,16 @@ fn addresses_given_back_are_told_as_ec2_does() {
         eni.addresses[1].address
     ));
     check_golden("UnassignPrivateIpAddresses", &answer);
+}
+
+#[test]
+fn new_ipv6_prefixes_are_told_as_ec2_does() {
+    let mut play = Play::of(CloudBuilder::two_zones(1).ipv6());
+    let answer = play.perform("Action=AssignIpv6Addresses&NetworkInterfaceId={eni}&Ipv6PrefixCount=1");
+    check_golden("AssignIpv6Addresses", &answer);
+    let answer = play.perform("Action=DescribeNetworkInterfaces&NetworkInterfaceId.1={eni}");
+    check_golden("DescribeNetworkInterfaces-ipv6", &answer);
+    let answer =
+        play.perform("Action=DescribeSubnets&Filter.1.Name=availability-zone&Filter.1.Value.1=us-west-2a");
+    check_golden("DescribeSubnets-ipv6", &answer);
 }
