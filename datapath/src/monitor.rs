@@ -1,91 +1,141 @@
-//! Being told when links come and go.
+//! Being told when something about the node's network changes, whoever changed it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_packet_core::NlasIterator;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 
-use crate::kernel::{KernelError, each_message, parse_link};
+use crate::kernel::{KernelError, each_message};
+use crate::wanted::nft::TABLE;
 
-/// The kernel's group of listeners to links.
-const LINKS: u32 = 1;
-const NEW_LINK: u16 = 16;
-const DEL_LINK: u16 = 17;
+/// The kernel's groups of listeners to links, addresses, routes, rules and settings of links, as
+/// include/uapi/linux/rtnetlink.h numbers them.
+const NETWORK_GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 24];
+
+/// The group of listeners to nftables, as include/uapi/linux/netfilter/nfnetlink.h numbers it.
+const FILTER_GROUP: u32 = 7;
+
+/// The header of a netfilter message, before its attributes; and the attribute that names a
+/// table, which has the same number whatever the message is about.
+const FILTER_HEADER: usize = 4;
+const TABLE_NAME: u16 = 1;
+
 /// Room for one announcement; those of links with many virtual functions are the largest.
 const READ: usize = 64 * 1024;
 
-/// A subscription to the links of the namespace it was opened in. Readable when one came or went.
-pub struct LinkMonitor {
-    socket: Socket,
+/// A subscription to the network of the namespace it was opened in.
+pub struct Monitor {
+    network: Socket,
+    filter: Option<Socket>,
 }
 
-impl std::fmt::Debug for LinkMonitor {
+impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkMonitor").finish_non_exhaustive()
+        f.debug_struct("Monitor").finish_non_exhaustive()
     }
 }
 
-/// A link that came or went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// It is there, or something about it changed.
-    Present(String),
-    /// It is gone.
-    Gone(String),
-    /// Events were lost: look at everything.
-    Overrun,
+/// What may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// Links, addresses, routes or rules; or it is not known what.
+    pub network: bool,
+    /// Our tables of the packet filter; or it is not known which.
+    pub filter: bool,
 }
 
-impl LinkMonitor {
-    /// A subscription in the calling thread's namespace.
+impl Monitor {
+    /// A subscription in the calling thread's namespace. On a kernel without nftables it tells of
+    /// the network alone.
     ///
     /// # Errors
     /// [`KernelError`] if the kernel gives none.
     pub fn open() -> Result<Self, KernelError> {
-        Self::subscribe(&[LINKS]).map_err(|cause| KernelError::new("subscribe to links", cause))
+        let network = subscribe(NETLINK_ROUTE, &NETWORK_GROUPS)
+            .map_err(|cause| KernelError::new("subscribe to links, addresses, routes and rules", cause))?;
+        Ok(Self { network, filter: subscribe(NETLINK_NETFILTER, &[FILTER_GROUP]).ok() })
     }
 
-    fn subscribe(groups: &[u32]) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        for group in groups {
-            socket.add_membership(*group)?;
-        }
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket })
-    }
-
-    /// The events that have arrived; empty if none has. Never waits: poll the descriptor.
+    /// Waits until something has changed, and says what.
     ///
     /// # Errors
-    /// [`KernelError`] if the socket fails.
-    pub fn events(&mut self) -> Result<Vec<LinkEvent>, KernelError> {
-        let mut events = Vec::new();
+    /// [`KernelError`] if a socket fails.
+    pub fn wait(&mut self) -> Result<Changed, KernelError> {
         loop {
-            let mut datagram = Vec::with_capacity(READ);
-            match self.socket.recv(&mut datagram, 0) {
-                Ok(_) => each_message(&datagram, &mut |message| {
-                    let Some(link) = parse_link(message.payload) else { return };
-                    match message.kind {
-                        NEW_LINK => events.push(LinkEvent::Present(link.name)),
-                        DEL_LINK => events.push(LinkEvent::Gone(link.name)),
-                        _ => {}
-                    }
-                }),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return Ok(events),
-                    Some(libc::EINTR) => {}
-                    Some(libc::ENOBUFS) => events.push(LinkEvent::Overrun),
-                    _ => return Err(KernelError::new("read link events", error)),
-                },
+            let sockets = [Some(&self.network), self.filter.as_ref()];
+            let mut descriptors: Vec<PollFd<'_>> = sockets
+                .into_iter()
+                .flatten()
+                .map(|socket| PollFd::new(borrow(socket), PollFlags::POLLIN))
+                .collect();
+            match poll(&mut descriptors, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(KernelError::new("wait for changes", io::Error::from(errno))),
             }
+            let changed = self.changed()?;
+            if changed != Changed::default() {
+                return Ok(changed);
+            }
+        }
+    }
+
+    /// What has changed by now. Never waits.
+    ///
+    /// # Errors
+    /// [`KernelError`] if a socket fails.
+    pub fn changed(&mut self) -> Result<Changed, KernelError> {
+        let mut changed = Changed::default();
+        drain(&self.network, |_| changed.network = true)
+            .map_err(|cause| KernelError::new("read what changed of the network", cause))?;
+        if let Some(filter) = &self.filter {
+            drain(filter, |message| changed.filter |= message.is_none_or(names_our_table))
+                .map_err(|cause| KernelError::new("read what changed of the packet filter", cause))?;
+        }
+        Ok(changed)
+    }
+}
+
+fn borrow(socket: &Socket) -> BorrowedFd<'_> {
+    socket.as_fd()
+}
+
+fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// Shows all messages that have arrived, and nothing in the place of those that were lost.
+fn drain(socket: &Socket, mut show: impl FnMut(Option<&[u8]>)) -> io::Result<()> {
+    let mut datagram = vec![0; READ];
+    loop {
+        match recv(socket.as_raw_fd(), &mut datagram, MsgFlags::empty()) {
+            Ok(length) => {
+                each_message(&datagram[..length], &mut |message| show(Some(message.payload)));
+            }
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ENOBUFS) => show(None),
+            Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-impl AsFd for LinkMonitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
+/// Whether a message about nftables is about a table of ours, of whichever family.
+fn names_our_table(message: &[u8]) -> bool {
+    NlasIterator::new(message.get(FILTER_HEADER..).unwrap_or_default()).map_while(Result::ok).any(
+        |attribute| {
+            attribute.kind() == TABLE_NAME && attribute.value().strip_suffix(b"\0") == Some(TABLE.as_bytes())
+        },
+    )
 }

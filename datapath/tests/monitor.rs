@@ -1,35 +1,66 @@
-//! Being told of links.
+//! Being told of what changes, by whoever.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world is not as expected")]
 
 mod support;
 
-use std::os::fd::AsFd;
-
 use datapath::kernel::inside;
-use datapath::monitor::{LinkEvent, LinkMonitor};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use datapath::monitor::{Changed, Monitor};
 use support::Space;
 
-/// Waits until `expected` is among the events.
-fn wait_for(monitor: &mut LinkMonitor, expected: &LinkEvent) {
-    loop {
-        let mut waiting = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll(&mut waiting, PollTimeout::from(20_000u16)), Ok(1), "{expected:?} does not come");
-        if monitor.events().unwrap().contains(expected) {
-            return;
-        }
+const NETWORK: Changed = Changed { network: true, filter: false };
+const FILTER: Changed = Changed { network: false, filter: true };
+
+#[test]
+fn every_kind_of_change_is_told() {
+    let space = Space::new();
+    space.run("ip link add veth0 type veth peer name veth1");
+    space.run("ip link set veth0 up");
+    space.run("ip link set veth1 up");
+    space.run("nft add table ip vpc-cni");
+    let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
+    // What the links have to say of their beginnings, like addresses that become valid.
+    while space.run("ip -6 addr show tentative") != "" {}
+    monitor.changed().unwrap();
+
+    for (line, expected) in [
+        ("ip link set veth0 mtu 1400", NETWORK),
+        ("ip addr add 10.0.0.1/24 dev veth0", NETWORK),
+        ("ip route add 10.1.0.0/24 dev veth0 table 7", NETWORK),
+        ("ip rule add from 10.0.0.1 lookup 7", NETWORK),
+        ("ip -6 rule add from 2001:db8::1 lookup 7", NETWORK),
+        ("ip rule del from 10.0.0.1", NETWORK),
+        ("nft add chain ip vpc-cni somewhere", FILTER),
+        ("nft delete table ip vpc-cni", FILTER),
+    ] {
+        space.run(line);
+
+        assert_eq!(monitor.changed().unwrap(), expected, "{line}");
     }
+    space.write_sysctl("net/ipv4/conf/veth0/rp_filter", "1");
+    assert_eq!(monitor.changed().unwrap(), NETWORK, "a link's setting");
 }
 
 #[test]
-fn a_link_is_announced_when_it_comes_and_when_it_goes() {
+fn what_others_do_with_their_packet_filters_is_not_told() {
     let space = Space::new();
-    let mut monitor = inside(&space.netns, LinkMonitor::open).unwrap().unwrap();
-    assert_eq!(monitor.events().unwrap(), []);
+    let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
 
-    space.run("ip link add eth7 type veth peer name far7");
-    wait_for(&mut monitor, &LinkEvent::Present("eth7".to_owned()));
+    space.run("nft add table ip somebody");
+    space.run("nft add chain ip somebody vpc-cni");
+    space.run("nft add table ip vpc-cni-not");
 
-    space.run("ip link del eth7");
-    wait_for(&mut monitor, &LinkEvent::Gone("eth7".to_owned()));
+    assert_eq!(monitor.changed().unwrap(), Changed::default());
+    assert_eq!(monitor.changed().unwrap(), Changed::default());
+}
+
+#[test]
+fn a_change_ends_the_wait() {
+    let space = Space::new();
+    let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
+    let waiter = std::thread::spawn(move || monitor.wait().unwrap());
+
+    space.run("nft add table ip somebody");
+    space.run("ip rule add from 10.0.0.1 lookup 7");
+
+    assert_eq!(waiter.join().unwrap(), NETWORK);
 }

@@ -3,24 +3,29 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod keeper;
+mod repair;
+mod verify;
+mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use datapath::evidence::Evidence;
-use datapath::host::HostWarning;
+use datapath::host::{ChangeKind, HostWarning};
 use datapath::wanted::EniNetwork;
 use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
 use vpc::RouteTable;
 
 use crate::pool::KernelView;
+use crate::pool_task::PoolHandle;
 #[cfg(test)]
 pub(crate) use keeper::Work;
 #[cfg(not(test))]
 use keeper::Work;
 pub(crate) use keeper::start;
+pub(crate) use repair::{Contested, Count};
 
 /// How long to wait for a link after EC2 attached its ENI. The kernel shows it within a few
 /// seconds as a rule; under load it has been seen to take more than ten.
@@ -29,13 +34,23 @@ const LINK_DEADLINE: Duration = Duration::from_secs(30);
 /// How often to look for a link that is waited for, should no event tell of it.
 const LINK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the node's network is compared with what is wanted when nothing else happens.
-const VERIFY_EVERY: Duration = Duration::from_secs(30);
-
 /// The host thread, seen from everybody else. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct HostHandle {
     work: mpsc::Sender<Work>,
+}
+
+/// How the node's network fares.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostHealth {
+    /// What is not as wanted and could not be mended.
+    pub(crate) fault: Option<String>,
+    /// What was put back since the start, by kind.
+    pub(crate) repairs: BTreeMap<ChangeKind, Count>,
+    /// What somebody else changes again and again.
+    pub(crate) contested: Vec<Contested>,
+    /// What an operator should know of; none of it is changed by us.
+    pub(crate) warnings: Vec<HostWarning>,
 }
 
 /// The host's network could not be read or changed; the text is the whole chain.
@@ -114,6 +129,20 @@ impl HostHandle {
     /// [`HostFailure`] if the thread has ended.
     pub(crate) async fn warnings(&self) -> Result<Vec<HostWarning>, HostFailure> {
         self.ask(|reply| Work::Warnings { reply }).await
+    }
+
+    /// Keeps what leads to the pods of `pool` from now on.
+    pub(crate) async fn keep_pods(&self, pool: PoolHandle) {
+        // A thread that has ended is told of by the next request that wants an answer.
+        let _ = self.work.send(Work::KeepPods(pool)).await;
+    }
+
+    /// How the node's network fares.
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the thread has ended.
+    pub(crate) async fn health(&self) -> Result<HostHealth, HostFailure> {
+        self.ask(|reply| Work::Health { reply }).await
     }
 
     async fn ask<T>(

@@ -16,7 +16,7 @@ use crate::kernel::{KernelError, Netlink, NftError, Outcome, Rule, Step, nft};
 use crate::wanted::nft::Ruleset;
 use crate::wanted::{EniNetwork, HostNetwork, HostOptions, PodOnHost, priority};
 use observed::Observed;
-use pods::Veths;
+use pods::{PodView, Veths};
 
 pub use change::{Change, ChangeKind};
 pub use warning::{HostWarning, warnings};
@@ -85,6 +85,13 @@ pub fn observe(netlink: &mut Netlink, family: Family) -> Result<Observation, Ker
     Observed::read(netlink, family).map(Observation)
 }
 
+/// For each of `pods` whether all was there that leads to it and from it.
+#[must_use]
+pub fn are_whole<'a>(seen: &Observation, pods: impl IntoIterator<Item = &'a PodOnHost>) -> Vec<bool> {
+    let view = PodView::of(&seen.0);
+    pods.into_iter().map(|pod| view.is_whole(pod)).collect()
+}
+
 /// Makes the node's network as `wanted`; returns what was changed, nothing if it was right.
 ///
 /// Runs `nft` and reads /proc, so the calling thread must be in the namespace of `netlink`. An
@@ -137,9 +144,9 @@ pub fn converge(
             Err(error) => absent = absent.or(Some(error)),
         }
     }
-    let veths = Veths::of(&observed.links);
+    let view = PodView::of(observed);
     for pod in pods {
-        take(&format!("pod {}", pod.pod), pods::steps(observed, &veths, pod));
+        take(&format!("pod {}", pod.pod), pods::steps(&view, pod));
     }
     let changes = apply(netlink, &steps)?;
     absent.map_or(Ok(changes), |error| Err(error.into()))

@@ -39,10 +39,48 @@ impl<'a> Veths<'a> {
     }
 }
 
+/// What the kernel holds for pods, by their addresses: a node has hundreds of them.
+pub(super) struct PodView<'a> {
+    veths: Veths<'a>,
+    routes: BTreeMap<IpAddr, Vec<&'a Route>>,
+    /// Rules of pods' priorities.
+    rules: BTreeMap<IpAddr, Vec<&'a Rule>>,
+}
+
+impl<'a> PodView<'a> {
+    pub(super) fn of(observed: &'a Observed) -> Self {
+        let mut view =
+            Self { veths: Veths::of(&observed.links), routes: BTreeMap::new(), rules: BTreeMap::new() };
+        for route in &observed.routes {
+            if let Some(address) = single(route.destination) {
+                view.routes.entry(address).or_default().push(route);
+            }
+        }
+        for rule in &observed.rules {
+            let block = match rule.priority {
+                priority::TO_POD => rule.to,
+                priority::FROM_POD => rule.from,
+                _ => None,
+            };
+            if let Some(address) = block.and_then(single) {
+                view.rules.entry(address).or_default().push(rule);
+            }
+        }
+        view
+    }
+
+    /// Whether all is there that leads to a pod and from it.
+    pub(super) fn is_whole(&self, pod: &PodOnHost) -> bool {
+        self.veths.of_pod(pod).is_some() && steps(self, pod).is_empty()
+    }
+}
+
 /// The steps after which a pod's packets find their way again; none if its link is gone, since
 /// then the pod has ended and its DEL is on its way.
-pub(super) fn steps(observed: &Observed, veths: &Veths<'_>, pod: &PodOnHost) -> Vec<Step> {
-    let Some(link) = veths.of_pod(pod) else { return Vec::new() };
+pub(super) fn steps(view: &PodView<'_>, pod: &PodOnHost) -> Vec<Step> {
+    let Some(link) = view.veths.of_pod(pod) else { return Vec::new() };
+    let routes = view.routes.get(&pod.address).map(Vec::as_slice).unwrap_or_default();
+    let rules_there = view.rules.get(&pod.address).map(Vec::as_slice).unwrap_or_default();
     let mut steps = Vec::new();
     if !link.is_up {
         steps.push(Step::SetUp(link.reference()));
@@ -55,16 +93,16 @@ pub(super) fn steps(observed: &Observed, veths: &Veths<'_>, pod: &PodOnHost) -> 
         table: RouteTable::MAIN,
         preferred_source: None,
     };
-    if !link.is_up || !observed.routes.contains(&route) {
+    if !link.is_up || !routes.contains(&&route) {
         steps.push(Step::ReplaceRoute(route));
     }
     let wanted = rules(pod.address, pod.table);
-    steps.extend(wanted.iter().filter(|rule| !observed.rules.contains(rule)).cloned().map(Step::AddRule));
+    steps.extend(wanted.iter().filter(|rule| !rules_there.contains(rule)).cloned().map(Step::AddRule));
     // One to another table would win over ours, if it stands before it.
     let is_stale = |rule: &&Rule| {
         wanted.iter().any(|own| **rule != *own && Rule { table: own.table, ..(*rule).clone() } == *own)
     };
-    steps.extend(observed.rules.iter().filter(is_stale).cloned().map(Step::DeleteRule));
+    steps.extend(rules_there.iter().copied().filter(is_stale).cloned().map(Step::DeleteRule));
     steps
 }
 
@@ -133,7 +171,7 @@ mod tests {
 
     fn printed(links: &Links, rules: Vec<Rule>, table: u32) -> Vec<String> {
         let observed = Observed { links: links.clone(), rules, ..Observed::default() };
-        steps(&observed, &Veths::of(links), &pod(table)).iter().map(ToString::to_string).collect()
+        steps(&PodView::of(&observed), &pod(table)).iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::keeper::Work;
-use super::{Evidence, HostHandle};
+use super::{Evidence, HostHandle, HostHealth};
 use tokio::sync::mpsc;
 
 /// What the host was told, and what it says the kernel shows.
@@ -42,7 +42,8 @@ impl FakeHost {
             Work::RemovePodRules { reply, .. } | Work::VpcCidrs { reply, .. } => drop(reply.send(Ok(()))),
             Work::Evidence { reply } => drop(reply.send(Ok(self.evidence.lock().unwrap().clone()))),
             Work::Warnings { reply } => drop(reply.send(Ok(Vec::new()))),
-            Work::LinksChanged => {}
+            Work::Health { reply } => drop(reply.send(Ok(HostHealth::default()))),
+            Work::KeepPods(_) => {}
         }
     }
 }

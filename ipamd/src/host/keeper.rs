@@ -2,27 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use datapath::evidence::{self, Evidence};
 use datapath::host::{self, Change, EniSetupError, HostError, HostWarning};
 use datapath::kernel::{KernelError, Netlink};
-use datapath::monitor::LinkMonitor;
+use datapath::monitor::Monitor;
 use datapath::wanted::{EniNetwork, HostNetwork};
 use ipnet::Ipv4Net;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use vpc::{Mac, RouteTable};
 
-use super::{HostFailure, HostHandle, LINK_DEADLINE, LINK_LOOK_EVERY, VERIFY_EVERY};
+use super::verify::Verifier;
+use super::watch::{self, Signals};
+use super::{HostFailure, HostHandle, HostHealth, LINK_DEADLINE, LINK_LOOK_EVERY};
 use crate::chain::chain;
+use crate::pool_task::PoolHandle;
 
 /// Requests that may wait for the thread: a few per ENI, and an instance has some dozen.
 const QUEUE: usize = 64;
@@ -59,8 +58,11 @@ pub(crate) enum Work {
     Warnings {
         reply: Reply<Vec<HostWarning>>,
     },
-    /// A link came or went.
-    LinksChanged,
+    /// Keep what leads to the pods of this pool, too.
+    KeepPods(PoolHandle),
+    Health {
+        reply: Reply<HostHealth>,
+    },
 }
 
 /// An ENI whose link has not come yet.
@@ -74,9 +76,8 @@ struct Keeper {
     netlink: Netlink,
     wanted: HostNetwork,
     expected: BTreeMap<Mac, Expected>,
-    /// What the last verification could not mend, so that it is reported once.
-    last_fault: Option<String>,
-    is_converged: bool,
+    verifier: Verifier,
+    signals: Arc<Signals>,
 }
 
 /// Starts the host thread in the calling thread's network namespace.
@@ -87,70 +88,38 @@ struct Keeper {
 /// [`HostFailure`] if the kernel gives no socket, or the system no thread.
 pub(crate) fn start(wanted: HostNetwork) -> Result<HostHandle, HostFailure> {
     let netlink = Netlink::open().map_err(failure)?;
-    let monitor = LinkMonitor::open().map_err(failure)?;
+    let signals = watch::start(Monitor::open().map_err(failure)?).map_err(thread_failure)?;
     let (sender, inbox) = mpsc::channel(QUEUE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(thread_failure)?;
-    let keeper = Keeper { netlink, wanted, expected: BTreeMap::new(), last_fault: None, is_converged: false };
+    let verifier = Verifier::new(Instant::now());
+    let keeper = Keeper { netlink, wanted, expected: BTreeMap::new(), verifier, signals };
     thread::Builder::new()
         .name("host".to_owned())
         .stack_size(512 * 1024)
         .spawn(move || runtime.block_on(keeper.run(inbox)))
         .map_err(thread_failure)?;
-    let events = sender.downgrade();
-    thread::Builder::new()
-        .name("link-events".to_owned())
-        .stack_size(128 * 1024)
-        .spawn(move || pass_on(monitor, &events))
-        .map_err(thread_failure)?;
     Ok(HostHandle { work: sender })
-}
-
-/// Tells the keeper of links that come and go, until it is gone. Should the kernel stop telling,
-/// the keeper looks by the clock.
-fn pass_on(mut monitor: LinkMonitor, keeper: &mpsc::WeakSender<Work>) {
-    loop {
-        let mut descriptors = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut descriptors, PollTimeout::NONE);
-        let seen = match ready {
-            Ok(_) => monitor.events().map_err(io::Error::other),
-            Err(Errno::EINTR) => continue,
-            Err(errno) => Err(errno.into()),
-        };
-        match seen {
-            Ok(events) if events.is_empty() => {}
-            Ok(_) => {
-                let Some(keeper) = keeper.upgrade() else { return };
-                // A full queue holds work, after which the keeper looks at the links anyway.
-                if let Err(TrySendError::Closed(_)) = keeper.try_send(Work::LinksChanged) {
-                    return;
-                }
-            }
-            Err(error) => {
-                warn!(%error, "link events ended; looking for links by the clock");
-                return;
-            }
-        }
-    }
 }
 
 impl Keeper {
     async fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
-        let mut verify_at = Instant::now() + VERIFY_EVERY;
+        let signals = Arc::clone(&self.signals);
         loop {
             let look_at = Instant::now() + LINK_LOOK_EVERY;
-            let due = if self.expected.is_empty() { verify_at } else { verify_at.min(look_at) };
+            let due = self.verifier.due();
+            let due = if self.expected.is_empty() { due } else { due.min(look_at) };
             tokio::select! {
                 work = inbox.recv() => match work {
                     Some(work) => self.handle(work),
                     None => return,
                 },
+                changed = signals.changed() => self.verifier.suspect(changed, Instant::now()),
                 () = tokio::time::sleep_until(due.into()) => {}
             }
             self.look_for_links();
-            if Instant::now() >= verify_at {
-                self.verify();
-                verify_at = Instant::now() + VERIFY_EVERY;
+            if Instant::now() >= self.verifier.due() {
+                self.verifier.verify(&mut self.netlink, &self.wanted).await;
             }
         }
     }
@@ -163,7 +132,7 @@ impl Keeper {
                 let done = match self.converge() {
                     Err(HostError::Eni(error)) => {
                         warn!(error = chain(&error), "ENI not set up; it will be tried again");
-                        self.is_converged = true;
+                        self.verifier.begin();
                         Ok(0)
                     }
                     done => done.map_err(failure),
@@ -194,29 +163,18 @@ impl Keeper {
             Work::Warnings { reply } => {
                 let _ = reply.send(Ok(host::warnings(&mut self.netlink, &self.wanted)));
             }
-            Work::LinksChanged => {}
+            Work::KeepPods(pool) => self.verifier.keep_pods(pool),
+            Work::Health { reply } => {
+                let _ = reply.send(Ok(self.verifier.health(Instant::now())));
+            }
         }
     }
 
     fn converge(&mut self) -> Result<usize, HostError> {
         let changes = host::observe_and_converge(&mut self.netlink, &self.wanted)?;
         report(&changes);
-        self.is_converged = true;
+        self.verifier.begin();
         Ok(changes.len())
-    }
-
-    fn verify(&mut self) {
-        if !self.is_converged {
-            return;
-        }
-        let fault = self.converge().err().map(|error| chain(&error));
-        if fault != self.last_fault {
-            match &fault {
-                Some(fault) => error!(error = fault, "node network is not as wanted and cannot be mended"),
-                None => info!("node network is as wanted again"),
-            }
-        }
-        self.last_fault = fault;
     }
 
     /// Sets up every expected ENI whose link is there by now.
@@ -247,7 +205,7 @@ fn report(changes: &[Change]) {
     }
 }
 
-fn failure(error: impl std::error::Error) -> HostFailure {
+pub(super) fn failure(error: impl std::error::Error) -> HostFailure {
     HostFailure(chain(&error))
 }
 

@@ -61,7 +61,8 @@ impl Node for Services {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let report = self.pool.report().await.ok_or_else(translate::closed)?;
-        Ok(Response::new(status::status(&report, self)))
+        let health = self.host.health().await.ok();
+        Ok(Response::new(status::status(&report, health.as_ref(), self)))
     }
 
     async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyReply>, Status> {

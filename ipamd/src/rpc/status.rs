@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use proto::node::{
-    ActionBudget, AddressCounts, AddressPlace, AddressStatus, DaemonStatus, EniStatus, HeldBack,
-    InstanceStatus, Planner, PodStatus, StatusReply, StepStatus, SubnetStatus, Targets, WaitingPod,
+    ActionBudget, AddressCounts, AddressPlace, AddressStatus, Contested, DaemonStatus, EniStatus, HeldBack,
+    InstanceStatus, NetworkStatus, Planner, PodStatus, Repairs, StatusReply, StepStatus, SubnetStatus,
+    Targets, WaitingPod,
 };
 use vpc::{EniKind, EniRole, PodKey, PodName};
 
 use super::{Services, translate};
 use crate::clock::Moment;
+use crate::host::HostHealth;
 use crate::imds::InstanceFacts;
 use crate::pool::{
     AddressReport, AddressState, Allocation, EniPhase, EniReport, FailureClass, PoolReport, SubnetReport,
@@ -17,7 +19,7 @@ use crate::pool::{
 };
 use crate::report::{Cause, Failure, Fault, RefusedPod, Report, Wait};
 
-pub(super) fn status(report: &Report, services: &Services) -> StatusReply {
+pub(super) fn status(report: &Report, health: Option<&HostHealth>, services: &Services) -> StatusReply {
     let Report { at, pool, waiting, failures, refusals, .. } = report;
     StatusReply {
         now_unix_ms: at.unix_ms_at(at.instant()),
@@ -37,6 +39,27 @@ pub(super) fn status(report: &Report, services: &Services) -> StatusReply {
         recent_failures: failures.iter().map(|it| failure(it, *at)).collect(),
         waiting_pods: waiting.iter().map(|it| wait(it, *at)).collect(),
         recent_refusals: refusals.iter().map(|it| refused(it, *at)).collect(),
+        network: health.map(|it| network(it, *at)),
+    }
+}
+
+fn network(health: &HostHealth, at: Moment) -> NetworkStatus {
+    let repairs = health.repairs.iter().map(|(kind, count)| Repairs {
+        kind: kind.as_str().to_owned(),
+        times: count.times,
+        last_unix_ms: at.unix_ms_at(count.last),
+        last_change: count.change.clone(),
+    });
+    let contested = health.contested.iter().map(|it| Contested {
+        what: it.subject.clone(),
+        times: it.times,
+        not_before_unix_ms: at.unix_ms_at(it.not_before),
+    });
+    NetworkStatus {
+        fault: health.fault.clone(),
+        repairs: repairs.collect(),
+        contested: contested.collect(),
+        warnings: health.warnings.iter().map(ToString::to_string).collect(),
     }
 }
 

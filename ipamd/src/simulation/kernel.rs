@@ -13,7 +13,7 @@ use vpc::RouteTable;
 use super::chance::Chance;
 use super::life::Life;
 use super::world::World;
-use crate::host::{HostFailure, HostHandle, Work};
+use crate::host::{HostFailure, HostHandle, HostHealth, Work};
 
 /// As the host thread waits for a link.
 const LINK_DEADLINE: Duration = Duration::from_secs(30);
@@ -153,7 +153,8 @@ impl SimHost {
             }
             Work::Evidence { reply } => drop(reply.send(Ok(self.kernel.evidence()))),
             Work::Warnings { reply } => drop(reply.send(Ok(Vec::new()))),
-            Work::LinksChanged => {}
+            Work::Health { reply } => drop(reply.send(Ok(HostHealth::default()))),
+            Work::KeepPods(_) => {}
         }
     }
 }

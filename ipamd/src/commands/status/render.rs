@@ -21,6 +21,7 @@ pub(super) fn render(reply: &StatusReply) -> String {
         waiting(reply),
         quarantined(reply),
         without_eni(reply),
+        network(reply),
         failures(reply),
         refusals(reply),
     ];
@@ -259,6 +260,33 @@ fn quarantined(reply: &StatusReply) -> String {
 fn without_eni(reply: &StatusReply) -> String {
     let rows = reply.without_eni.iter().map(|it| vec![it.ip.clone(), pod(it.pod.as_ref())]);
     titled("addresses of pods whose ENI EC2 does not show", &rows.collect::<Vec<_>>())
+}
+
+/// What others do to the node's network, and what is wrong with it.
+fn network(reply: &StatusReply) -> String {
+    let now = reply.now_unix_ms;
+    let Some(network) = &reply.network else { return String::new() };
+    let mut rows = Vec::new();
+    if let Some(fault) = &network.fault {
+        rows.push(vec!["not as wanted".to_owned(), fault.clone()]);
+    }
+    for contested in &network.contested {
+        let next = match contested.not_before_unix_ms {
+            next if next > now => format!("; not put back again before {}", moment(next, now)),
+            _ => String::new(),
+        };
+        let times = count(contested.times, "time", "times");
+        let text = format!("{}, put back {times} lately{next}", contested.what);
+        rows.push(vec!["somebody keeps changing".to_owned(), text]);
+    }
+    for repairs in &network.repairs {
+        let last = moment(repairs.last_unix_ms, now);
+        let times = count(repairs.times, "time", "times");
+        let text = format!("{times}, last at {last}: {}", repairs.last_change);
+        rows.push(vec![format!("put back: {}", repairs.kind), text]);
+    }
+    rows.extend(network.warnings.iter().map(|warning| vec!["check".to_owned(), warning.clone()]));
+    titled("node network", &rows)
 }
 
 fn failures(reply: &StatusReply) -> String {

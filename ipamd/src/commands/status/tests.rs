@@ -1,8 +1,9 @@
 //! The text on call, and the keys that programs rely on.
 
 use proto::node::{
-    ActionBudget, AddressCounts, AddressStatus, DaemonStatus, EniStatus, Failure, HeldBack, InstanceStatus,
-    Planner, PodStatus, RefusedPod, StatusReply, StepStatus, SubnetStatus, Targets, WaitingPod,
+    ActionBudget, AddressCounts, AddressStatus, Contested, DaemonStatus, EniStatus, Failure, HeldBack,
+    InstanceStatus, NetworkStatus, Planner, PodStatus, RefusedPod, Repairs, StatusReply, StepStatus,
+    SubnetStatus, Targets, WaitingPod,
 };
 
 use super::*;
@@ -232,6 +233,40 @@ fn an_idle_planner_says_why() {
 }
 
 #[test]
+fn what_others_do_to_the_nodes_network_is_told() {
+    let network = NetworkStatus {
+        fault: Some("add rule 512: Operation not permitted".to_owned()),
+        repairs: vec![Repairs {
+            kind: "rule".to_owned(),
+            times: 12,
+            last_unix_ms: NOW - 3_000,
+            last_change: "add rule 512: from all to 10.0.1.7 lookup main".to_owned(),
+        }],
+        contested: vec![Contested {
+            what: "ip vpc-cni".to_owned(),
+            times: 7,
+            not_before_unix_ms: NOW + 4_000,
+        }],
+        warnings: vec!["net.ipv4.ip_forward is 0".to_owned()],
+    };
+    let text = render(&StatusReply { network: Some(network), ..quiet() });
+
+    let part: Vec<&str> = text.lines().skip_while(|line| *line != "node network").skip(1).take(4).collect();
+    assert_eq!(
+        part,
+        [
+            "  not as wanted            add rule 512: Operation not permitted",
+            "  somebody keeps changing  ip vpc-cni, put back 7 times lately; \
+             not put back again before 2026-11-21T14:02:15Z (in 4 s)",
+            "  put back: rule           12 times, last at 2026-11-21T14:02:08Z (3 s ago): \
+             add rule 512: from all to 10.0.1.7 lookup main",
+            "  check                    net.ipv4.ip_forward is 0",
+        ]
+    );
+    assert!(!render(&quiet()).contains("node network"));
+}
+
+#[test]
 fn only_the_targets_that_count_are_shown() {
     let with = |change: &dyn Fn(&mut Targets)| {
         let mut reply = quiet();
@@ -269,6 +304,7 @@ fn the_keys_of_the_json_stay_as_they_are() {
             "ec2_budget",
             "enis",
             "instance",
+            "network",
             "now_unix_ms",
             "planner",
             "recent_failures",

@@ -1,0 +1,281 @@
+//! Comparing the node's network with what is wanted, when something changed and by the clock, and
+//! putting back what is not.
+//!
+//! What leads to a pod is put back too, though the plugin made it. An ADD under way has not made
+//! it yet, and a DEL has taken it away on purpose: so only pods count whose network was whole once
+//! or whose ADD is long over, and the pool is asked for its pods after the kernel was looked at.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use datapath::host::{self, AbandonedLink, Change, HostWarning, Observation};
+use datapath::kernel::Netlink;
+use datapath::monitor::Changed;
+use datapath::pod;
+use datapath::wanted::{HostNetwork, PodOnHost};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+use vpc::{PodKey, RouteTable};
+
+use super::repair::Repairs;
+use super::{HostFailure, HostHealth};
+use crate::chain::chain;
+use crate::pool::AddressState;
+use crate::pool_task::PoolHandle;
+
+/// How often to compare when nothing else happens.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// How long to let a change become complete: whoever flushes a table is done with it by then.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// How long to rest between two looks at least. What was changed is back within a second.
+const REST: Duration = Duration::from_millis(500);
+
+/// How long the pool may take to tell of its pods; it answers between two events.
+const POOL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// After this long no ADD is under way any more: plugins give up sooner.
+const ADD_IS_OVER: Duration = Duration::from_secs(40);
+
+/// How many changes of one look are logged one by one.
+const LOGGED: usize = 20;
+
+/// A pod's interface and whose it is.
+struct Pod {
+    key: PodKey,
+    on_host: PodOnHost,
+    is_old: bool,
+}
+
+pub(super) struct Verifier {
+    pool: Option<PoolHandle>,
+    repairs: Repairs,
+    /// When to look next, and when to look at everything.
+    due: Instant,
+    next_full: Instant,
+    last_look: Instant,
+    suspected: Changed,
+    /// Pods whose network was seen whole.
+    whole: BTreeSet<(PodKey, IpAddr)>,
+    /// Addresses for whose pods something was put back.
+    mended: BTreeSet<IpAddr>,
+    /// Links that nothing led to at the last full look.
+    abandoned: BTreeSet<AbandonedLink>,
+    /// What the last look could not mend, so that it is reported once.
+    fault: Option<String>,
+    warnings: Vec<HostWarning>,
+    contested: usize,
+    is_begun: bool,
+}
+
+impl Verifier {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            pool: None,
+            repairs: Repairs::default(),
+            due: now + EVERY,
+            next_full: now + EVERY,
+            last_look: now,
+            suspected: Changed::default(),
+            whole: BTreeSet::new(),
+            mended: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
+            fault: None,
+            warnings: Vec::new(),
+            contested: 0,
+            is_begun: false,
+        }
+    }
+
+    /// From now on the network is to be kept as wanted.
+    pub(super) fn begin(&mut self) {
+        self.is_begun = true;
+    }
+
+    pub(super) fn keep_pods(&mut self, pool: PoolHandle) {
+        self.pool = Some(pool);
+    }
+
+    /// When the next look is due.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Something has changed: look at it soon, but not too often.
+    pub(super) fn suspect(&mut self, changed: Changed, now: Instant) {
+        self.suspected.network |= changed.network;
+        self.suspected.filter |= changed.filter;
+        self.due = self.due.min((now + QUIET).max(self.last_look + REST));
+    }
+
+    pub(super) fn health(&self, now: Instant) -> HostHealth {
+        HostHealth {
+            fault: self.fault.clone(),
+            repairs: self.repairs.counts().clone(),
+            contested: self.repairs.contested(now),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// Compares, and puts back what is not as wanted.
+    pub(super) async fn verify(&mut self, netlink: &mut Netlink, wanted: &HostNetwork) {
+        let began = Instant::now();
+        let is_full = began >= self.next_full;
+        if is_full {
+            self.next_full = began + EVERY;
+        }
+        let look =
+            Changed { network: is_full || self.suspected.network, filter: is_full || self.suspected.filter };
+        self.suspected = Changed::default();
+        if self.is_begun {
+            let outcome = self.compare(netlink, wanted, look).await;
+            self.settle(outcome);
+            if is_full {
+                self.full_look(netlink, wanted).await;
+            }
+        }
+        let now = Instant::now();
+        self.last_look = now;
+        // What may not be put back yet is looked at again when it may.
+        let again = self.repairs.next(now).map_or(self.next_full, |next| next.max(now + REST));
+        self.due = again.min(self.next_full);
+        if self.suspected != Changed::default() {
+            self.due = self.due.min(now + REST);
+        }
+    }
+
+    async fn compare(
+        &mut self,
+        netlink: &mut Netlink,
+        wanted: &HostNetwork,
+        look: Changed,
+    ) -> Result<(), HostFailure> {
+        let seen = host::observe(netlink, wanted.family)?;
+        let now = Instant::now();
+        let repairs = &mut self.repairs;
+        let mut admits = |subject: &str| repairs.admits(subject, now);
+        let filter =
+            if look.filter { host::converge_filter(&seen, wanted, &mut admits) } else { Ok(Vec::new()) };
+        let pods = pods_of(self.pool.as_ref()).await;
+        let broken = self.pods_to_mend(&seen, pods.as_deref());
+        let repairs = &mut self.repairs;
+        let network =
+            host::converge(netlink, &seen, wanted, &broken, &mut |subject| repairs.admits(subject, now));
+        for outcome in [&filter, &network] {
+            self.report(outcome.as_deref().unwrap_or_default(), now);
+        }
+        self.remove_of_ended_pods(netlink, pods.as_deref());
+        network.and(filter).map(drop).map_err(super::keeper::failure)
+    }
+
+    /// Those that lack something, unless their network is an ADD's or a DEL's business now.
+    fn pods_to_mend(&mut self, seen: &Observation, pods: Option<&[Pod]>) -> Vec<PodOnHost> {
+        let Some(pods) = pods else { return Vec::new() };
+        let name = |pod: &Pod| (pod.key.clone(), pod.on_host.address);
+        let known: BTreeSet<_> = pods.iter().map(name).collect();
+        self.whole.retain(|pod| known.contains(pod));
+        let mut broken = Vec::new();
+        for (pod, is_whole) in pods.iter().zip(host::are_whole(seen, pods.iter().map(|pod| &pod.on_host))) {
+            if is_whole {
+                self.whole.insert(name(pod));
+            } else if pod.is_old || self.whole.contains(&name(pod)) {
+                broken.push(pod.on_host.clone());
+            }
+        }
+        self.mended.extend(broken.iter().map(|pod| pod.address));
+        broken
+    }
+
+    /// A DEL that came while its pod's network was being put back has left what came back.
+    fn remove_of_ended_pods(&mut self, netlink: &mut Netlink, pods: Option<&[Pod]>) {
+        let Some(pods) = pods else { return };
+        let running: BTreeSet<IpAddr> = pods.iter().map(|pod| pod.on_host.address).collect();
+        let ended: Vec<_> =
+            self.mended.difference(&running).map(|address| (*address, RouteTable(0))).collect();
+        if ended.is_empty() {
+            return;
+        }
+        match pod::delete(netlink, &ended) {
+            Ok(()) => self.mended.retain(|address| running.contains(address)),
+            Err(error) => warn!(%error, "what was put back for pods that have ended is still there"),
+        }
+    }
+
+    /// What needs no haste: links of pods that are gone, and what only an operator can change.
+    async fn full_look(&mut self, netlink: &mut Netlink, wanted: &HostNetwork) {
+        let warnings = host::warnings(netlink, wanted);
+        for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
+            warn!(%warning, "check the node");
+        }
+        self.warnings = warnings;
+
+        let Some(pods) = pods_of(self.pool.as_ref()).await else { return };
+        let running: Vec<PodOnHost> = pods.into_iter().map(|pod| pod.on_host).collect();
+        let found = host::abandoned_links(netlink, &wanted.options.veth_prefix, &running);
+        let found: BTreeSet<AbandonedLink> = found.unwrap_or_default().into_iter().collect();
+        // Seen twice in a row, it is no ADD's under way.
+        match host::remove_abandoned(netlink, found.intersection(&self.abandoned)) {
+            Ok(changes) => {
+                for change in changes {
+                    info!(%change, "link of a pod that was deleted removed; its namespace is still there");
+                }
+            }
+            Err(error) => warn!(%error, "link of a pod that was deleted not removed"),
+        }
+        self.abandoned = found;
+    }
+
+    fn report(&mut self, changes: &[Change], now: Instant) {
+        for change in changes.iter().take(LOGGED) {
+            warn!(%change, "somebody changed the node network; put back");
+        }
+        if let Some(more) = changes.len().checked_sub(LOGGED).filter(|more| *more > 0) {
+            warn!(more, "somebody changed the node network; put back");
+        }
+        self.repairs.note(changes, now);
+        let contested = self.repairs.contested(now);
+        if contested.len() > self.contested {
+            let what: Vec<&str> = contested.iter().map(|it| it.subject.as_str()).take(LOGGED).collect();
+            error!(?what, "somebody changes the node network again and again; putting it back less often");
+        }
+        self.contested = contested.len();
+    }
+
+    fn settle(&mut self, outcome: Result<(), HostFailure>) {
+        let fault = outcome.err().map(|error| chain(&error));
+        if fault != self.fault {
+            match &fault {
+                Some(fault) => error!(error = fault, "node network is not as wanted and cannot be mended"),
+                None => info!("node network is as wanted again"),
+            }
+        }
+        self.fault = fault;
+    }
+}
+
+/// The pods that have addresses now; none if the pool does not say in time.
+async fn pods_of(pool: Option<&PoolHandle>) -> Option<Vec<Pod>> {
+    let report = timeout(POOL_DEADLINE, pool?.report()).await.ok()??;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let is_old = |assigned_unix_ns: i64| {
+        let age = now.as_nanos().saturating_sub(u128::try_from(assigned_unix_ns).unwrap_or(0));
+        age > ADD_IS_OVER.as_nanos()
+    };
+    let of_eni = report.pool.enis.iter().flat_map(|eni| eni.addresses.iter().map(move |it| (eni.table, it)));
+    let pods = of_eni.filter_map(|(table, address)| match &address.state {
+        AddressState::Assigned(allocation) => Some(Pod {
+            key: allocation.key.clone(),
+            on_host: PodOnHost {
+                pod: allocation.pod.clone(),
+                nic: 0,
+                address: allocation.address.into(),
+                table,
+            },
+            is_old: is_old(allocation.assigned_unix_ns),
+        }),
+        _ => None,
+    });
+    Some(pods.collect())
+}
