@@ -80,6 +80,13 @@ impl Dump {
         Ok(Dump(dump))
     }
 
+    /// The same but for neighbours that the kernel has asked for, which come and go with traffic.
+    #[must_use]
+    pub fn without_learnt_neighbours(mut self) -> Dump {
+        self.0.retain(|line| !line.starts_with("neigh: ") || line.contains("PERMANENT"));
+        self
+    }
+
     /// This and what the secondary ENIs put on the node that were attached since.
     ///
     /// # Errors

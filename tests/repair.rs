@@ -1,0 +1,262 @@
+//! Somebody else changes the node's network, as a firewall's reload or a network manager does:
+//! what is the daemon's comes back, what is not stays away from its hands.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::look::{self, Dump, at_rest};
+use e2e::{binary, scenarios, until};
+use lab::world::{IpamdOptions, Lab, Node, Pod, finish};
+use serde_json::Value;
+
+/// Shorter than the daemon's own round, so that what comes back within it was noticed.
+const SOON: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Two of the daemon's rounds, and what a busy machine adds.
+const TWO_ROUNDS: Duration = Duration::from_secs(120);
+
+/// The port of the pods' echo services.
+const ECHO: u16 = lab::world::ECHO_PORT;
+
+fn main() {
+    e2e::main(scenarios![
+        what_others_flush_comes_back_and_is_counted,
+        what_belongs_to_others_is_never_touched,
+        somebody_who_never_stops_is_told_of_and_not_fought_at_full_speed,
+        pods_that_come_and_go_under_an_eraser_leave_nothing,
+        the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on,
+    ])
+}
+
+/// A node with pods on two ENIs, another node with a pod to talk to, and their daemons.
+struct Scene {
+    lab: Lab,
+    _daemons: Vec<lab::world::Ipamd>,
+    pods: Vec<Pod>,
+    peer: Pod,
+}
+
+impl Scene {
+    async fn set() -> Result<Scene> {
+        let lab =
+            Lab::builder().node("t3.small", "us-west-2a").node("t3.small", "us-west-2b").start().await?;
+        let mut daemons = Vec::new();
+        for node in lab.nodes() {
+            node.install_plugin(None).await?;
+            daemons.push(node.start_ipamd(&IpamdOptions::new()).await?);
+        }
+        let node = &lab.nodes()[0];
+        let pods = look::add_pods(node, "web", 4).await?;
+        let peer = lab.nodes()[1].add_pod("default", "peer").await?;
+        at_rest(node, 3, 4).await?;
+        let enis: BTreeSet<_> = pods.iter().filter_map(Pod::eni).collect();
+        ensure!(enis.len() == 2, "the pods are on ENIs {enis:?}: expected two");
+        lab.settled().await?;
+        Ok(Scene { lab, _daemons: daemons, pods, peer })
+    }
+
+    fn node(&self) -> &Node {
+        &self.lab.nodes()[0]
+    }
+
+    /// Every pod reaches the pod on the other node with its own address, and it them.
+    async fn talk(&self) -> Result<()> {
+        for pod in &self.pods {
+            let (seen, _) = pod.seen_by(self.peer.address(), ECHO, SOON).await?;
+            ensure!(seen == pod.address(), "{} is seen as {seen}", pod.label());
+            self.peer.seen_by(pod.address(), ECHO, SOON).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that the kernel holds for the node, packet filter and strictness included.
+async fn everything(node: &Node) -> Result<(Dump, Value, String)> {
+    let mut filter = node.nft(&["list", "ruleset"]).await?;
+    without_counts(&mut filter);
+    let strict = node.exec(&["sysctl", "-n", "net.ipv4.conf.eth1.rp_filter"]).await?;
+    Ok((Dump::of(node).await?.without_learnt_neighbours(), filter, strict))
+}
+
+/// Takes the kernel's own numbers out of a listing.
+fn without_counts(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(without_counts),
+        Value::Object(members) => {
+            for number in ["handle", "packets", "bytes"] {
+                members.remove(number);
+            }
+            members.values_mut().for_each(without_counts);
+        }
+        _ => {}
+    }
+}
+
+async fn status(node: &Node) -> Result<Value> {
+    let mut command = node.command(binary("ipamd")?);
+    command.args(["status", "--output", "json"]).env_clear();
+    let ran = finish(command, None, PATIENCE).await?;
+    serde_json::from_slice(&ran.stdout).with_context(|| format!("read the status: {}", ran.complaint()))
+}
+
+/// How often objects of a kind were put back.
+fn repairs(status: &Value, kind: &str) -> u64 {
+    let kinds = status["network"]["repairs"].as_array().into_iter().flatten();
+    kinds.filter(|it| it["kind"] == kind).filter_map(|it| it["times"].as_u64()).sum()
+}
+
+async fn what_others_flush_comes_back_and_is_counted() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    // A strict default of the host, which the daemon has made loose.
+    node.exec(&["sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=2"]).await?;
+    let before = everything(node).await?;
+    let veth = scene.pods[3].host_veth();
+    let host = format!("{}", scene.pods[3].address());
+
+    for (what, command, kinds) in [
+        (
+            "rules",
+            "ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default",
+            &["rule"][..],
+        ),
+        ("an ENI's routes", "ip route flush table 2", &["route"]),
+        ("a pod's route", &format!("ip route del {host}"), &["route"]),
+        ("a pod's route, led elsewhere", &format!("ip route replace {host} dev lo"), &["route"]),
+        ("our table", "nft delete table ip vpc-cni", &["nftables"]),
+        ("all tables", "nft flush ruleset", &["nftables"]),
+        ("a rule of ours", "nft flush chain ip vpc-cni translate", &["nftables"]),
+        ("an ENI's address", "ip addr flush dev eth1", &["address", "route"]),
+        ("an ENI's MTU", "ip link set eth1 mtu 1400", &["mtu"]),
+        ("an ENI's link", "ip link set eth1 down", &["link", "route"]),
+        ("a pod's link", &format!("ip link set {veth} down"), &["link", "route"]),
+        ("strictness", "sysctl -qw net.ipv4.conf.eth1.rp_filter=1", &["rp_filter"]),
+    ] {
+        let counted = status(node).await?;
+
+        node.exec(&["sh", "-c", command]).await.with_context(|| what.to_owned())?;
+
+        let began = Instant::now();
+        until(&format!("{what} come back"), SOON, || async { Ok(everything(node).await? == before) })
+            .await
+            .with_context(|| format!("{what}\n{}", node.ipamd_output()))?;
+        eprintln!("{what}: back {:?} after `{command}`, as seen from outside", began.elapsed());
+        scene.talk().await.with_context(|| format!("traffic after {what}"))?;
+        let now = status(node).await?;
+        for kind in kinds {
+            ensure!(
+                repairs(&now, kind) > repairs(&counted, kind),
+                "{what}: no {kind} is counted: {}",
+                now["network"]
+            );
+        }
+    }
+    scene.lab.shutdown().await
+}
+
+async fn what_belongs_to_others_is_never_touched() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    for command in [
+        "ip rule add pref 100 from 10.77.0.1 lookup 77",
+        "ip rule add pref 512 from all to 10.77.0.2 lookup main",
+        "ip rule add pref 1024 fwmark 0x4000/0xffff lookup 77",
+        "ip rule add pref 1536 from 10.77.0.3 lookup 77",
+        "ip rule add pref 32765 from 10.77.0.4 lookup 77",
+        "ip route add 10.78.0.0/16 dev eth1 table 2",
+        "ip route add 10.79.0.0/16 dev eth0",
+        "ip route add 10.77.0.9 dev eth0",
+        "ip link add stranger type veth peer name strangers",
+        "ip addr add 10.80.0.1/24 dev stranger",
+        "nft add table ip somebody",
+        "nft 'add chain ip somebody forward { type filter hook forward priority 5 ; }'",
+        "nft add table ip6 vpc-cni-not",
+    ] {
+        node.exec(&["sh", "-c", command]).await?;
+    }
+    let before = everything(node).await?;
+
+    // Both are ours, so a comparison of everything follows.
+    node.exec(&["ip", "rule", "del", "pref", "1024", "fwmark", "0x80/0x80"]).await?;
+    node.exec(&["nft", "delete", "table", "ip", "vpc-cni"]).await?;
+
+    until("ours come back beside them", SOON, || async { Ok(everything(node).await? == before) })
+        .await
+        .with_context(|| node.ipamd_output())?;
+    let rounds = repairs(&status(node).await?, "rule");
+    ensure!(rounds == 1, "{rounds} rules were put back: one was deleted");
+    scene.lab.shutdown().await
+}
+
+async fn somebody_who_never_stops_is_told_of_and_not_fought_at_full_speed() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    let before = everything(node).await?;
+    let eraser = "while true; do ip rule del pref 1024 fwmark 0x80/0x80 2>/dev/null; sleep 0.05; done";
+    let mut eraser = node.command("sh").args(["-c", eraser]).spawn()?;
+
+    let contested = until("the status tells of it", PATIENCE, || async {
+        Ok(!status(node).await?["network"]["contested"].as_array().is_none_or(Vec::is_empty))
+    })
+    .await;
+    let told = status(node).await?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let later = status(node).await?;
+    eraser.kill()?;
+    eraser.wait()?;
+
+    contested?;
+    let what = told["network"]["contested"][0]["what"].as_str().unwrap_or_default();
+    ensure!(what.contains("1024: from all fwmark 0x80/0x80 lookup main"), "{told}");
+    let more = repairs(&later, "rule") - repairs(&told, "rule");
+    ensure!(more <= 3, "{more} repairs in 6 s of a quarrel: expected pauses of 2 s and more");
+    ensure!(node.ipamd_output().contains("again and again"), "{}", node.ipamd_output());
+    until("it comes back once left in peace", TWO_ROUNDS, || async { Ok(everything(node).await? == before) })
+        .await?;
+    scene.lab.shutdown().await
+}
+
+async fn pods_that_come_and_go_under_an_eraser_leave_nothing() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    let before = everything(node).await?;
+    let eraser = "while true; do ip rule flush; ip rule add pref 32766 lookup main; \
+                  ip rule add pref 32767 lookup default; sleep 0.07; done";
+    let mut eraser = node.command("sh").args(["-c", eraser]).spawn()?;
+
+    for round in 0..6 {
+        let pods = look::add_pods(node, &format!("guest{round}"), 3).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        look::remove(pods?).await?;
+    }
+    eraser.kill()?;
+    eraser.wait()?;
+
+    until("the node is as before the guests", TWO_ROUNDS, || async { Ok(everything(node).await? == before) })
+        .await
+        .with_context(|| node.ipamd_output())?;
+    scene.talk().await?;
+    scene.lab.shutdown().await
+}
+
+async fn the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    let guest = node.add_pod("default", "guest").await?;
+    let veth = guest.host_veth();
+    let is_there = async || node.exec(&["ip", "link", "show", "dev", &veth]).await.is_ok();
+    guest.del().await?;
+    ensure!(is_there().await, "DEL leaves the link to the end of the namespace");
+
+    until("the link is gone", TWO_ROUNDS, || async { Ok(!is_there().await) })
+        .await
+        .with_context(|| node.ipamd_output())?;
+    until("that is told", SOON, || async {
+        Ok(node.ipamd_output().contains("link of a pod that was deleted removed"))
+    })
+    .await?;
+    scene.talk().await?;
+    guest.drop_namespace()?;
+    scene.lab.shutdown().await
+}
