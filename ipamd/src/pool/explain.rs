@@ -46,11 +46,15 @@ impl fmt::Display for Refusal {
 impl Pool {
     /// Why a request with `ahead` pods before it cannot be served in time; none if it may be.
     pub(super) fn refusal(&self, ahead: u32, request: &Request, now: Instant) -> Option<Refusal> {
-        if self.supply(request) > ahead { None } else { Some(self.explain(now)) }
+        let is_subnet = |kind: &Kind| matches!(kind, Kind::Subnet(..));
+        let may_come = self.supply(request, |_| false) > ahead
+            || (self.may_find_room(now) && self.supply(request, is_subnet) > ahead);
+        if may_come { None } else { Some(self.explain(now)) }
     }
 
-    /// The addresses that may become free in time for a request, beyond those in pods' hands.
-    fn supply(&self, request: &Request) -> u32 {
+    /// The addresses that may become free in time for a request, beyond those in pods' hands, if
+    /// what `is_lifted` is no obstacle.
+    fn supply(&self, request: &Request, is_lifted: impl Fn(&Kind) -> bool) -> u32 {
         let deadline = request.deadline;
         let looks = self.is_unclear || self.is_reading_unclear;
         if looks && (self.running.has(&Step::ReadInventory) || self.may_look_by(deadline)) {
@@ -62,7 +66,9 @@ impl Pool {
             self.book.cooled_by(request.latest),
             self.addresses_coming(),
             self.set_up_by(deadline),
-            self.room(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class)),
+            self.room(|kind, last| {
+                is_lifted(kind) || (last.retry_at <= deadline && !is_for_operators(last.failure.class))
+            }),
         ];
         sources.into_iter().fold(stats.free, u32::saturating_add)
     }
@@ -84,11 +90,11 @@ impl Pool {
 
     /// The addresses that EC2 could still add, beyond the steps under way, if failures that
     /// `are_over` keep it from nothing.
-    fn room(&self, are_over: impl Fn(&Failed) -> bool) -> u32 {
+    fn room(&self, are_over: impl Fn(&Kind, &Failed) -> bool) -> u32 {
         if !self.settings.may_provision {
             return 0;
         }
-        let is_open = |kind: &Kind| self.failures.get(kind).is_none_or(&are_over);
+        let is_open = |kind: &Kind| self.failures.get(kind).is_none_or(|last| are_over(kind, last));
         // What one slot in a subnet can bring.
         let size = |subnet: &vpc::SubnetId| {
             let has = |kind| is_open(&Kind::Subnet(subnet.clone(), kind));
@@ -166,8 +172,13 @@ impl Pool {
     /// The failure that best explains a missing address. On a node that could hold no more, what
     /// EC2 refuses explains nothing.
     fn gravest(&self) -> Option<&Failed> {
-        let is_full = self.room(|_| true) == 0;
+        let is_full = self.is_full();
         self.failures.gravest(|kind| !is_full || !kind.is_growth())
+    }
+
+    /// Whether the node could hold no more, whatever EC2 granted.
+    pub(super) fn is_full(&self) -> bool {
+        self.room(|_, _| true) == 0
     }
 
     /// Says why there is no address, with the figures and what an operator can do.

@@ -118,6 +118,19 @@ impl LastFailures {
         subnets.any(|(_, last)| last.times > 0 && !last.is_over && last.retry_at <= now)
     }
 
+    /// Whether a subnet that had not a single block is left alone for now.
+    pub(super) fn has_subnet_resting(&self, now: Instant) -> bool {
+        let mut subnets = self.by_kind.iter().filter(|(kind, _)| matches!(kind, Kind::Subnet(..)));
+        subnets.any(|(_, last)| last.times > 0 && !last.is_over && last.retry_at > now)
+    }
+
+    /// Has a subnet asked again at once: it has addresses now.
+    pub(super) fn hasten(&mut self, subnet: &SubnetId, kind: BlockKind, now: Instant) {
+        if let Some(last) = self.by_kind.get_mut(&Kind::Subnet(subnet.clone(), kind)) {
+            last.retry_at = last.retry_at.min(now);
+        }
+    }
+
     /// Leaves a subnet that is due alone for longer, as if it had been asked in vain once more.
     pub(super) fn postpone(&mut self, subnet: &SubnetId, kind: BlockKind, now: Instant) {
         let last = self.by_kind.get_mut(&Kind::Subnet(subnet.clone(), kind));

@@ -42,7 +42,8 @@ impl Pool {
         if self.needed(&growth, kinds[0]) == 0 {
             return;
         }
-        if self.looks_at_subnets() && self.failures.has_subnet_due(now) && !self.subnets.are_fresh(now) {
+        let is_due = self.looks_at_subnets() && self.failures.has_subnet_due(now);
+        if (is_due && !self.subnets.are_fresh(now)) || (growth.held.spare() < 0 && self.may_find_room(now)) {
             self.look_at_subnets(now, steps);
         }
         for kind in kinds {
@@ -195,6 +196,18 @@ impl Pool {
     /// Whether EC2 tells how much room the subnets have.
     fn looks_at_subnets(&self) -> bool {
         self.settings.reads_subnets && !self.subnets.are_refused()
+    }
+
+    /// Whether a look at the subnets may show that one which had no addresses has some again, long
+    /// before its pause is over. Nobody looks but for pods that wait, and then not more often
+    /// than the last look is fresh.
+    pub(super) fn may_find_room(&self, now: Instant) -> bool {
+        let is_looking = self.running.has(&Step::ReadSubnets);
+        let may_look = || self.may_read_subnets(now) && !self.subnets.are_fresh(now);
+        self.looks_at_subnets()
+            && self.failures.has_subnet_resting(now)
+            && (is_looking || may_look())
+            && !self.is_full()
     }
 
     fn look_at_subnets(&mut self, now: Instant, steps: &mut Vec<Step>) {

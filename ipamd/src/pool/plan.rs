@@ -167,7 +167,7 @@ impl Pool {
             matches!(failure.class, FailureClass::NoFreePrefix | FailureClass::SubnetExhausted)
                 && step.asks_for().is_some_and(|blocks| blocks.kind() == BlockKind::Prefix);
         if let Some(subnet) = subnet.as_ref().filter(|_| is_out_of_prefixes) {
-            self.subnets.lacks_prefixes(subnet);
+            self.subnets.lacks_prefixes(subnet, now);
         }
         self.failures.note(step, subnet.as_ref(), failure, now);
     }
@@ -190,8 +190,9 @@ impl Pool {
         // What is out of addresses need not be asked to know it.
         for subnet in self.subnets.known() {
             self.failures.postpone(&subnet.id, BlockKind::Prefix, now);
-            if subnet.free_addresses == 0 {
-                self.failures.postpone(&subnet.id, BlockKind::Ip, now);
+            match subnet.free_addresses {
+                0 => self.failures.postpone(&subnet.id, BlockKind::Ip, now),
+                _ => self.failures.hasten(&subnet.id, BlockKind::Ip, now),
             }
         }
         for eni in self.book.enis.values_mut() {

@@ -46,8 +46,9 @@ pub(super) struct Subnets {
     /// EC2 would not say; then only the primary ENI's subnet takes ENIs.
     is_refused: bool,
     excluded: BTreeSet<SubnetId>,
-    /// Subnets that had no free /28, with the free addresses that they had then.
-    out_of_prefixes: BTreeMap<SubnetId, u32>,
+    /// Subnets that had no free /28, with the fewest free addresses seen since; none where nobody
+    /// has looked since.
+    out_of_prefixes: BTreeMap<SubnetId, Option<u32>>,
 }
 
 impl Subnets {
@@ -69,19 +70,24 @@ impl Subnets {
     }
 
     /// The subnet has no free /28 now.
-    pub(super) fn lacks_prefixes(&mut self, subnet: &SubnetId) {
-        let free = self.known.iter().find(|known| known.id == *subnet).map(|known| known.free_addresses);
-        self.out_of_prefixes.insert(subnet.clone(), free.unwrap_or(0));
+    pub(super) fn lacks_prefixes(&mut self, subnet: &SubnetId, now: Instant) {
+        // What was free long ago says nothing about how much more there is to be.
+        let known = self.known.iter().find(|known| known.id == *subnet).filter(|_| self.are_fresh(now));
+        self.out_of_prefixes.insert(subnet.clone(), known.map(|known| known.free_addresses));
     }
 
     /// The subnets that had no free /28, and since then have got enough addresses back for one.
     pub(super) fn recovered(&mut self) -> Vec<SubnetId> {
-        let has_recovered = |subnet: &Subnet| {
-            let before = self.out_of_prefixes.get(&subnet.id);
-            before.is_some_and(|before| subnet.free_addresses >= before.saturating_add(PREFIX))
-        };
-        let recovered: Vec<_> =
-            self.known.iter().filter(|known| has_recovered(known)).map(|known| known.id.clone()).collect();
+        let mut recovered = Vec::new();
+        for Subnet { id, free_addresses: free, .. } in &self.known {
+            let Some(fewest) = self.out_of_prefixes.get_mut(id) else { continue };
+            let enough = fewest.unwrap_or(0).saturating_add(PREFIX);
+            if *free >= enough {
+                recovered.push(id.clone());
+            } else {
+                *fewest = Some(fewest.map_or(*free, |fewest| fewest.min(*free)));
+            }
+        }
         for subnet in &recovered {
             self.out_of_prefixes.remove(subnet);
         }

@@ -224,3 +224,61 @@ fn a_subnet_without_addresses_is_looked_at_from_time_to_time_and_not_asked_in_va
     }
     assert!(world.steps().iter().any(Step::is_growth));
 }
+
+/// A node whose subnet had not a single address when it was last asked, and was looked at since.
+fn exhausted() -> World {
+    let mut world = World::bare(discovering(1, 4));
+    for _ in 0..8 {
+        for (id, step) in world.plan() {
+            let none = || Outcome::Subnets(vec![subnet("subnet-1", 0)]);
+            world.finish(id, if step.is_growth() { failure(FailureClass::SubnetExhausted) } else { none() });
+        }
+    }
+    world
+}
+
+fn look(world: &mut World) -> StepId {
+    let steps = world.plan();
+    let [(id, Step::ReadSubnets)] = steps[..] else { panic!("{steps:?}") };
+    id
+}
+
+#[test]
+fn a_pod_has_an_exhausted_subnet_looked_at_and_gets_what_others_gave_back() {
+    let mut world = exhausted();
+    world.pass(11 * SECOND);
+    assert!(world.steps().is_empty(), "nobody asks");
+    assert!(matches!(world.add("a"), Answer::Parked(_)));
+
+    let id = look(&mut world);
+    assert!(world.pool.settle(world.now).is_empty(), "the look may show something");
+    world.finish(id, Outcome::Subnets(vec![subnet("subnet-1", 7)]));
+
+    assert_eq!(world.steps(), [Step::Assign { eni: eni_id(0), blocks: Blocks::Ips(1) }]);
+}
+
+#[test]
+fn a_pod_is_refused_once_a_look_shows_that_its_subnet_is_exhausted_still() {
+    let mut world = exhausted();
+    world.pass(11 * SECOND);
+    assert!(matches!(world.add("a"), Answer::Parked(_)));
+    let id = look(&mut world);
+
+    world.finish(id, Outcome::Subnets(vec![subnet("subnet-1", 0)]));
+
+    assert_eq!(world.pool.settle(world.now)[0].1.as_ref().unwrap_err().reason, Reason::SubnetExhausted);
+    assert!(matches!(world.add("b"), Answer::Refused(_)), "it was looked at just now");
+    assert!(world.steps().is_empty());
+}
+
+#[test]
+fn where_subnets_cannot_be_read_a_pod_does_not_wait_for_a_look_at_them() {
+    let mut world = exhausted();
+    world.pass(11 * SECOND);
+    assert!(matches!(world.add("a"), Answer::Parked(_)));
+    let id = look(&mut world);
+
+    world.finish(id, failure(FailureClass::Denied));
+
+    assert_eq!(world.pool.settle(world.now)[0].1.as_ref().unwrap_err().reason, Reason::SubnetExhausted);
+}
