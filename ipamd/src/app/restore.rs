@@ -111,6 +111,8 @@ pub(super) async fn pool(
 ) -> anyhow::Result<()> {
     let evidence = host.evidence().await.context("ask the kernel which addresses are in use")?;
     let journal = Journal {
+        // No ADD of another boot is under way.
+        is_incomplete: !loaded.problems.is_empty() && !remembered.is_of_another_boot,
         allocations: loaded.allocations,
         cooling: remembered.cooling.clone(),
         quarantined: remembered.quarantined.clone(),

@@ -14,12 +14,13 @@ use crate::durable::Disk;
 use crate::executor::Executor;
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
+use crate::pool::KERNEL_LOOK_EVERY;
 use crate::pool_task::PoolHandle;
 use crate::sidecar::EniIntent;
 use crate::{spool, stagger};
 
 /// How often to look.
-const EVERY: Duration = Duration::from_secs(30);
+const EVERY: Duration = KERNEL_LOOK_EVERY;
 
 /// How often to read from EC2 what nothing hints at: tags of subnets, and what others left behind.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);

@@ -24,13 +24,18 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// Ends every cooldown that is over.
+    /// Ends every cooldown that is over. What the kernel still used when it was last read is held
+    /// back: its pod may be going yet, or nobody knows of it.
     pub(super) fn expire_cooling(&mut self, now: Instant) {
-        for state in self.blocks_mut().flat_map(|block| block.states.values_mut()) {
+        let blocks = self.enis.values_mut().flat_map(|eni| eni.blocks.values_mut());
+        for (address, state) in blocks.flat_map(|block| &mut block.states) {
             if let State::Cooling { until } = *state
                 && until <= now
             {
-                *state = State::Free { since: until };
+                *state = match self.kernel_uses.contains(address) {
+                    true => State::Quarantined(QuarantineReason::KernelOnly),
+                    false => State::Free { since: until },
+                };
             }
         }
         self.away.retain(|_, until| *until > now);
@@ -88,6 +93,8 @@ impl Book {
     /// not shown it.
     pub(super) fn release(&mut self, key: &PodKey, until: Instant) -> Option<Released> {
         let address = self.by_key.remove(key)?;
+        // That was its pod's use of it, which ends now.
+        self.kernel_uses.remove(&address);
         if let Some(allocation) = self.pinned.remove(&address) {
             self.away.insert(address, until);
             // Table 0 stands for any: the ENI and with it the table are not known.
@@ -204,6 +211,14 @@ impl Book {
             None => {
                 self.away.insert(address, until);
             }
+        }
+    }
+
+    /// Has every free address rest.
+    pub(super) fn rest_all(&mut self, until: Instant) {
+        let blocks = self.enis.values().flat_map(|eni| eni.blocks.keys().copied());
+        for address in blocks.flat_map(Block::addresses).collect::<Vec<_>>() {
+            self.rest(address, until);
         }
     }
 

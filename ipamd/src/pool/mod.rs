@@ -38,7 +38,7 @@ pub(crate) use block::{Block, BlockKind, Blocks};
 pub(crate) use eni::{EniPhase, QuarantineReason};
 pub(crate) use explain::{Reason, Refusal};
 pub(crate) use report::{AddressReport, AddressState, EniReport, PoolReport, SubnetReport, Wants};
-pub(crate) use restore::{Journal, KernelView, RestoreNote};
+pub(crate) use restore::{Journal, KERNEL_LOOK_EVERY, KernelView, RestoreNote};
 pub(crate) use settings::{BlockMode, CustomNetwork, Settings, WarmTargets};
 pub(crate) use step::{FailureClass, Outcome, Step, StepFailure, StepId};
 pub(crate) use subnets::Subnet;
@@ -104,7 +104,7 @@ pub(crate) struct Request {
     /// Until when it may wait for an address that rests: not before `deadline`. The end of a
     /// cooldown is certain, so this can be as late as the caller goes along with.
     pub(crate) latest: Instant,
-    /// Wall-clock time for the state file, in nanoseconds since 1970.
+    /// Wall-clock time of the request, in nanoseconds since 1970.
     pub(crate) unix_ns: i64,
 }
 
@@ -201,7 +201,7 @@ impl Pool {
         if self.book.is_pinned(&request.key) {
             // The pod has an address, but which ENI carries it only EC2 can tell.
             self.is_unclear = true;
-            return Answer::Parked(self.waiters.park(request));
+            return Answer::Parked(self.waiters.park(request, now));
         }
         let kind = self.settings.mode.kind();
         if self.waiters.is_empty()
@@ -211,7 +211,7 @@ impl Pool {
         }
         match self.refusal(self.waiters.ahead_of(&request.key), &request, now) {
             Some(refusal) => Answer::Refused(refusal),
-            None => Answer::Parked(self.waiters.park(request)),
+            None => Answer::Parked(self.waiters.park(request, now)),
         }
     }
 
@@ -225,7 +225,7 @@ impl Pool {
         let mut answers = Vec::new();
         // A runtime that repeats its ADD makes two requests of one pod.
         let mut before = BTreeSet::new();
-        for (id, request) in self.waiters.in_order() {
+        for (id, request) in self.waiters.in_order(now) {
             let ahead = block::to_u32(before.len()) - u32::from(before.contains(&request.key));
             if let Some(assignment) =
                 self.book.assignment_of(&request.key).or_else(|| self.book.assign(&request, kind))

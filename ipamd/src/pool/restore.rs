@@ -13,6 +13,9 @@ use super::{Allocation, Pool};
 /// How long the ADD of a recorded pod may be under way: a plugin gives up after 35 s.
 const ADD_TAKES: Duration = Duration::from_secs(35);
 
+/// How often to look at the kernel.
+pub(crate) const KERNEL_LOOK_EVERY: Duration = Duration::from_secs(30);
+
 /// What the state files remember.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Journal {
@@ -21,6 +24,8 @@ pub(crate) struct Journal {
     pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
     /// What the wall clock showed when this was read, in nanoseconds since 1970.
     pub(crate) read_unix_ns: i64,
+    /// Allocations are missing: the state file was damaged.
+    pub(crate) is_incomplete: bool,
 }
 
 /// What the kernel says about addresses and pods.
@@ -120,6 +125,11 @@ impl Pool {
             self.book.hold_back(address, reason);
         }
         notes.extend(self.witness(kernel, now));
+        if journal.is_incomplete {
+            // A pod whose ADD was under way has an address of which nobody knows, and the kernel
+            // shows it only once the plugin is done.
+            self.book.rest_all(now + ADD_TAKES + KERNEL_LOOK_EVERY);
+        }
         notes
     }
 
@@ -217,24 +227,30 @@ impl Pool {
 }
 
 /// Which records the links of pods speak for. A link bears its pod's name, and the pod's next
-/// sandbox has one of the same name: it speaks for the youngest record alone.
+/// sandbox has one of the same name: it speaks for one record alone. That is the one whose address
+/// the kernel uses, else the youngest; the wall clock may have been set back between two.
 struct Links<'a> {
     kernel: &'a KernelView,
-    youngest: BTreeMap<PodName, i64>,
+    chosen: BTreeMap<PodName, (bool, i64)>,
 }
 
 impl<'a> Links<'a> {
     fn of(allocations: &[Allocation], kernel: &'a KernelView) -> Self {
-        let mut youngest = BTreeMap::new();
-        for Allocation { pod, assigned_unix_ns, .. } in allocations {
-            let last = youngest.entry(pod.clone()).or_insert(*assigned_unix_ns);
-            *last = (*last).max(*assigned_unix_ns);
+        let mut links = Self { kernel, chosen: BTreeMap::new() };
+        for allocation in allocations {
+            let rank = links.rank(allocation);
+            let chosen = links.chosen.entry(allocation.pod.clone()).or_insert(rank);
+            *chosen = rank.max(*chosen);
         }
-        Self { kernel, youngest }
+        links
+    }
+
+    fn rank(&self, allocation: &Allocation) -> (bool, i64) {
+        (self.kernel.uses(allocation.address), allocation.assigned_unix_ns)
     }
 
     fn speak_for(&self, allocation: &Allocation) -> bool {
-        self.youngest.get(&allocation.pod) == Some(&allocation.assigned_unix_ns)
+        self.chosen.get(&allocation.pod) == Some(&self.rank(allocation))
             && self.kernel.has_link_of(&allocation.pod)
     }
 }

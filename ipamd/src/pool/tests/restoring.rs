@@ -315,3 +315,53 @@ fn an_address_that_ec2_brings_on_another_eni_moves_there_with_its_pod() {
     let held: Vec<_> = world.pool.report(world.now).enis.iter().map(|eni| eni.addresses.len()).collect();
     assert_eq!(held, [0, 1, 1]);
 }
+
+#[test]
+fn a_link_speaks_for_the_address_that_the_kernel_uses_whatever_the_wall_clock_says_of_its_age() {
+    let mut world = World::new(settings(1, 3), vec![eni(0, &[1, 2])]);
+    let sandbox = |name: &str, last| Allocation { key: key(name), ..allocation("a", last) };
+
+    // The one with the later time came first: the clock was set back in between.
+    let notes = world.pool.restore(
+        journal(vec![sandbox("new", 1), sandbox("old", 2)]),
+        &kernel(&[("a", 1)]),
+        world.now,
+    );
+
+    assert!(
+        matches!(notes[..], [RestoreNote::Freed { address: freed, .. }] if freed == address(2)),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn after_a_damaged_state_file_nothing_is_given_out_before_an_add_under_way_shows_in_the_kernel() {
+    let mut world = World::new(settings(1, 2), vec![eni(0, &[1, 2])]);
+    let damaged = Journal { is_incomplete: true, ..journal(Vec::new()) };
+    world.pool.restore(damaged, &KernelView::default(), world.now);
+    assert_eq!(world.pool.stats().free, 0);
+
+    world.pass(40 * SECOND);
+    world.pool.witness(&kernel(&[("unknown", 1)]), world.now);
+    world.pass(30 * SECOND);
+
+    assert_eq!(world.added("b"), address(2));
+    assert_eq!(world.pool.quarantined(), [(address(1), QuarantineReason::KernelOnly)]);
+}
+
+#[test]
+fn an_address_that_the_kernel_uses_when_its_rest_is_over_is_held_back() {
+    let mut world = World::new(settings(1, 1), vec![eni(0, &[1])]);
+    world.added("a");
+    world.pool.witness(&kernel(&[("a", 1)]), world.now);
+    world.del("a");
+    world.pass(10 * SECOND);
+    world.pool.witness(&kernel(&[("a", 1)]), world.now);
+    world.pass(20 * SECOND);
+    assert_eq!(world.pool.settle(world.now), []);
+    assert_eq!(world.pool.stats().quarantined, 1);
+
+    world.pool.witness(&KernelView::default(), world.now);
+
+    assert_eq!((world.pool.stats().quarantined, world.pool.stats().cooling), (0, 1));
+}

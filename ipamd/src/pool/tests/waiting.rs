@@ -224,3 +224,16 @@ fn counting(mut settings: Settings) -> Settings {
     settings.targets.minimum_ip = 1;
     settings
 }
+
+#[test]
+fn an_address_counts_as_assigned_from_when_the_pod_got_it_not_from_when_it_asked() {
+    let mut world = full();
+    world.del("b");
+    assert!(matches!(world.add_patiently("e", 34 * SECOND), Answer::Parked(_)));
+
+    world.pass(30 * SECOND);
+    world.pool.settle(world.now);
+
+    let held = world.pool.allocations().into_iter().find(|held| held.key == key("e")).unwrap();
+    assert_eq!(held.assigned_unix_ns, 1 + 30_000_000_000);
+}
