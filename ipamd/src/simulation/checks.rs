@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::node::Node;
-use super::oracle::Violation;
+use super::oracle::{ROOMY, Violation};
 use super::play::Stage;
 use super::scenario::{Event, Scenario};
 use crate::pool::{AddressReport, AddressState, EniReport, Pool, Stats};
@@ -32,6 +32,11 @@ struct Books {
     empty_prefixes: u32,
     /// Single addresses and prefixes.
     slots_used: u32,
+    /// Single addresses, and those of them that are free.
+    singles: u32,
+    free_singles: u32,
+    /// Something is to go back to EC2 once that has lasted.
+    has_surplus: bool,
     /// Addresses whose ENI EC2 has not shown.
     pinned: u32,
     /// What the planner says of itself.
@@ -57,9 +62,17 @@ fn empty_prefixes(eni: &EniReport) -> impl Iterator<Item = &vpc::Prefix> {
     })
 }
 
-fn slots_used(eni: &EniReport) -> usize {
+fn singles(eni: &EniReport) -> impl Iterator<Item = &AddressReport> {
     let is_single = |address: &&AddressReport| !eni.prefixes.iter().any(|prefix| is_in(prefix, address));
-    eni.addresses.iter().filter(is_single).count() + eni.prefixes.len()
+    eni.addresses.iter().filter(is_single)
+}
+
+fn slots_used(eni: &EniReport) -> usize {
+    singles(eni).count() + eni.prefixes.len()
+}
+
+fn is_free(address: &&AddressReport) -> bool {
+    matches!(address.state, AddressState::Free)
 }
 
 fn books(pool: &Pool, now: std::time::Instant) -> Books {
@@ -68,14 +81,16 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
         format!("surplus {}, missing {}, {:?}", report.wants.surplus, report.wants.missing, report.held_back);
     let enis = report.enis;
     let is_empty = |eni: &&EniReport| {
-        let is_free = |address: &AddressReport| matches!(address.state, AddressState::Free);
-        eni.role == vpc::EniRole::Secondary && eni.addresses.iter().all(is_free)
+        eni.role == vpc::EniRole::Secondary && eni.addresses.iter().all(|address| is_free(&address))
     };
     Books {
         stats: pool.stats(),
         plans,
         empty_prefixes: count(enis.iter().flat_map(empty_prefixes).count()),
         slots_used: count(enis.iter().map(slots_used).sum()),
+        singles: count(enis.iter().flat_map(singles).count()),
+        free_singles: count(enis.iter().flat_map(singles).filter(is_free).count()),
+        has_surplus: report.wants.surplus_goes_at.is_some(),
         pinned: u32::try_from(report.pinned.len()).unwrap_or(0),
         pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
         running: pool.running().values().map(ToString::to_string).collect(),
@@ -119,8 +134,8 @@ pub(super) async fn settle(stage: &Stage<'_>) {
     sleep(stage.scenario.idle).await;
     for (node, before) in stage.nodes.iter().zip(before) {
         let now = stage.world.cloud.counts_of(&node.instance);
-        let free: u32 = stage.world.cloud.snapshot().subnets.values().map(|subnet| subnet.available).sum();
-        if free <= 12 || (stage.scenario.has_prefixes() && !has_whole_block(stage)) {
+        let free = stage.world.free_addresses();
+        if free < ROOMY || (stage.scenario.has_prefixes() && !has_whole_block(stage)) {
             // It asks for what the subnets do not have, now and then.
             continue;
         }
@@ -177,6 +192,9 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     if !books.running.is_empty() {
         return not_settled(format!("under way: {:?}", books.running));
     }
+    if books.has_surplus {
+        return not_settled(format!("something is to go back: {}; {stats:?}", books.plans));
+    }
     let snapshot = stage.world.cloud.snapshot();
     let at_ec2: BTreeMap<String, BTreeSet<Ipv4Addr>> = snapshot
         .attached(&node.instance)
@@ -213,8 +231,8 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     let lost_books = oracle.lost_books(index);
     let waiting = oracle.wanting(index, Duration::from_secs(45));
     drop(oracle);
-    let free_at_subnets: u32 = snapshot.subnets.values().map(|subnet| subnet.available).sum();
-    if !waiting.is_empty() && live + waiting.len() <= capacity && free_at_subnets > 12 {
+    let free_at_subnets = stage.world.free_addresses();
+    if !waiting.is_empty() && live + waiting.len() <= capacity && free_at_subnets >= ROOMY {
         return Some(Violation::NeverServed { node: index, pods: waiting });
     }
     if stats.cooling > 0 || !waiting.is_empty() {
@@ -255,7 +273,7 @@ fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnet
     let total = books.stats.total.saturating_sub(books.pinned);
     let free = books.stats.free;
     let per_eni = u32::try_from(scenario.ips_per_eni()).unwrap_or(0);
-    let room = u32::try_from(capacity).unwrap_or(0).saturating_sub(total).min(subnets.saturating_sub(12));
+    let room = u32::try_from(capacity).unwrap_or(0).saturating_sub(total).min(subnets.saturating_sub(ROOMY));
     let (warm_ip, minimum) = (scenario.warm_ip(), scenario.minimum_ip());
     let is_low = if warm_ip > 0 || minimum > 0 {
         free < warm_ip || total < minimum
@@ -290,7 +308,12 @@ fn prefix_target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize)
     let (warm_ip, minimum, warm) = (scenario.warm_ip(), scenario.minimum_ip(), scenario.warm_prefix() * SIZE);
     let counts_ips = warm_ip > 0 || minimum > 0;
     let is_low = if counts_ips { free < warm_ip || total < minimum } else { free < warm };
-    let left = (free.saturating_sub(SIZE), total.saturating_sub(SIZE));
+    // Single addresses of former times go with their last pod, and count for nothing.
+    let (kept_free, kept) = match has_whole_block(stage) {
+        true => (free - books.free_singles, total - books.singles),
+        false => (free, total),
+    };
+    let left = (kept_free.saturating_sub(SIZE), kept.saturating_sub(SIZE));
     let keeps = if counts_ips { 0 } else { scenario.warm_prefix() };
     let is_high = books.empty_prefixes > keeps
         && if counts_ips { left.0 >= warm_ip && left.1 >= minimum } else { left.0 >= warm.max(1) };
@@ -307,7 +330,7 @@ fn prefix_target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize)
     if is_high { missed("too many") } else { None }
 }
 
-/// Whether some subnet has a free /28.
+/// Whether some subnet that serves pods has a free /28.
 fn has_whole_block(stage: &Stage<'_>) -> bool {
     let snapshot = stage.world.cloud.snapshot();
     let mut taken = BTreeSet::new();
@@ -315,7 +338,7 @@ fn has_whole_block(stage: &Stage<'_>) -> bool {
         taken.extend(eni.addresses.iter().map(|ip| ip.address.to_bits() >> 4));
         taken.extend(eni.prefixes.iter().map(|prefix| prefix.network().to_bits() >> 4));
     }
-    snapshot.subnets.values().any(|subnet| {
+    stage.world.open_subnets(&snapshot).any(|subnet| {
         let blocks = (subnet.cidr.network().to_bits() >> 4) + 1..subnet.cidr.broadcast().to_bits() >> 4;
         blocks.into_iter().any(|block| !taken.contains(&block))
     })

@@ -121,8 +121,6 @@ struct NodeFacts {
     enis_by_hand: BTreeSet<String>,
     /// Since then the memory of cooldowns may be lost for good reason.
     forgot_rests_at: Option<Duration>,
-    /// Until when a subnet that had too little may be left alone.
-    exhausted_until: Duration,
     /// Until when something is out of order that concerns this node.
     troubled_until: Duration,
     /// The state file was damaged: pods before that are only known by the kernel.
@@ -138,6 +136,8 @@ pub(super) struct Oracle {
     pub(super) now: Duration,
     cooldown: Duration,
     eni_limit: usize,
+    /// How long a pod may wait when nothing is out of order and the node has room.
+    served_within: Duration,
     holdings: BTreeMap<Ipv4Addr, Holding>,
     by_container: BTreeMap<String, Ipv4Addr>,
     rests: BTreeMap<Ipv4Addr, Rest>,
@@ -151,17 +151,23 @@ pub(super) struct Oracle {
     violation: Option<Violation>,
     decided: Arc<Notify>,
     checked_version: u64,
+    /// ENIs that a person takes, with whatever they have then.
+    enis_taken: BTreeSet<String>,
+    /// Since when the subnets have had room for everybody; none while they have not.
+    roomy_since: Option<Duration>,
 }
 
 /// After trouble has ended, how long back-offs and clean-up may go on.
 const AFTERMATH: Duration = Duration::from_secs(240);
 
-/// The longest pause after a subnet had too little, and some for the way.
-const BACK_OFF: Duration = Duration::from_secs(150);
+/// How soon it is seen that a subnet has addresses again, if a pod asks for one.
+const SEEN_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long a pod may wait when nothing is out of order and the node has room: a new ENI with
-/// everything, at the latencies that a scenario draws.
-const SERVED_WITHIN: Duration = Duration::from_secs(20);
+/// Free addresses with which a subnet serves every node, whatever each wants to keep warm.
+pub(super) const ROOMY: u32 = 13;
+
+/// For how long a pod waits for what EC2 and the host do.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Oracle {
     pub(super) fn new(scenario: &Scenario) -> Self {
@@ -169,6 +175,7 @@ impl Oracle {
             now: Duration::ZERO,
             cooldown: scenario.cooldown(),
             eni_limit: scenario.eni_limit(),
+            served_within: PATIENCE.max(scenario.longest_way()),
             holdings: BTreeMap::new(),
             by_container: BTreeMap::new(),
             rests: BTreeMap::new(),
@@ -179,6 +186,8 @@ impl Oracle {
             violation: None,
             decided: Arc::default(),
             checked_version: 0,
+            enis_taken: BTreeSet::new(),
+            roomy_since: None,
         }
     }
 
@@ -245,6 +254,12 @@ impl Oracle {
         self.nodes[node].enis_by_hand.insert(eni.to_owned());
     }
 
+    /// A person takes an ENI away from a node.
+    pub(super) fn takes_eni_by_hand(&mut self, node: usize, eni: &str) {
+        self.attached_by_hand(node, eni);
+        self.enis_taken.insert(eni.to_owned());
+    }
+
     /// A person takes addresses away from their nodes.
     pub(super) fn takes_by_hand(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) {
         for address in addresses {
@@ -266,9 +281,6 @@ impl Oracle {
     /// EC2 refused a request.
     pub(super) fn ec2_refused(&mut self, instance: &str, class: &Class) {
         let Some(node) = self.node_of(instance) else { return };
-        if matches!(class, Class::SubnetExhausted | Class::NoFreePrefix) {
-            self.nodes[node].exhausted_until = self.now + BACK_OFF;
-        }
         let is_limit = matches!(class, Class::AddressLimit | Class::AttachmentLimit | Class::SlotInUse);
         if is_limit && !self.is_troubled(node) {
             self.violate(Violation::AskedTooMuch { node, class: format!("{class:?}") });
@@ -370,9 +382,12 @@ impl Oracle {
         message: &str,
         room: impl FnOnce(usize) -> bool,
     ) {
-        // That others have returned addresses meanwhile is seen with the next try.
-        let is_exhausted = reason == Reason::SubnetExhausted && self.now < self.nodes[node].exhausted_until;
-        if self.is_troubled(node) || is_exhausted {
+        // That others have returned addresses meanwhile is seen with the next look.
+        let is_exhausted = reason == Reason::SubnetExhausted && !self.was_roomy_for(SEEN_WITHIN);
+        // Where one ENI's way out and another's way in take longer than a pod waits, it is true
+        // that the pool is being filled.
+        let is_slow = reason == Reason::PoolFilling && self.served_within > PATIENCE;
+        if self.is_troubled(node) || is_exhausted || is_slow {
             return;
         }
         let live = self.holdings.values().filter(|holding| holding.node == node).count();
@@ -381,6 +396,11 @@ impl Oracle {
             let (pod, message) = (pod.to_owned(), message.to_owned());
             self.violate(Violation::FalseRefusal { pod, reason, message });
         }
+    }
+
+    /// Whether the subnets have had room for so long.
+    fn was_roomy_for(&self, time: Duration) -> bool {
+        self.roomy_since.is_some_and(|since| self.now.saturating_sub(since) >= time)
     }
 
     /// The addresses of a node that rest, or may be about to.
@@ -399,18 +419,22 @@ impl Oracle {
         room: impl FnOnce(usize) -> bool,
     ) {
         let taken = self.live(node) + self.resting(node) + self.nodes[node].wanting.len();
-        let is_exhausted = self.now < self.nodes[node].exhausted_until;
-        if !self.is_troubled(node) && !is_exhausted && room(taken) && after > SERVED_WITHIN {
+        let was_roomy = self.was_roomy_for(after + SEEN_WITHIN);
+        if !self.is_troubled(node) && was_roomy && room(taken) && after > self.served_within {
             self.violate(Violation::ServedLate { pod: pod.to_owned(), after });
         }
     }
 
-    /// EC2's state has changed: nobody's address may be gone, and no limit passed.
-    pub(super) fn ec2_changed(&mut self, snapshot: &Snapshot) {
+    /// EC2's state has changed: nobody's address may be gone, and no limit passed. `free` is what
+    /// the subnets have left.
+    pub(super) fn ec2_changed(&mut self, snapshot: &Snapshot, free: u32) {
         if snapshot.version == self.checked_version {
             return;
         }
         self.checked_version = snapshot.version;
+        self.roomy_since = (free >= ROOMY).then(|| self.roomy_since.unwrap_or(self.now));
+        let of_taken = snapshot.enis.values().filter(|eni| self.enis_taken.contains(&eni.id));
+        self.ever_taken.extend(of_taken.flat_map(|eni| &eni.addresses).map(|ip| ip.address));
         let mut held: BTreeSet<(usize, Ipv4Addr)> = BTreeSet::new();
         let mut counts = vec![0_usize; self.nodes.len()];
         let mut prefixes = Vec::new();

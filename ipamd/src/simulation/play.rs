@@ -17,7 +17,7 @@ use super::node::Node;
 use super::oracle::Violation;
 use super::pod::Pod;
 use super::scenario::{ByHand, Event, Scenario, Wrong};
-use super::world::World;
+use super::world::{ROLE_TAG, World};
 
 /// What came of a run.
 #[derive(Debug, Default)]
@@ -103,7 +103,8 @@ impl<'a> Stage<'a> {
             let mut changes = watched.cloud.changed();
             while changes.changed().await.is_ok() {
                 let snapshot = watched.cloud.snapshot();
-                watched.oracle().ec2_changed(&snapshot);
+                let free = watched.free_addresses();
+                watched.oracle().ec2_changed(&snapshot, free);
             }
         });
         Self { world: Arc::clone(world), scenario, nodes, began: Instant::now() }
@@ -207,7 +208,7 @@ impl<'a> Stage<'a> {
                 let snapshot = cloud.snapshot();
                 let found = snapshot.subnets.values().find(|found| Some(&found.cidr) == cidr);
                 if let Some(found) = found {
-                    let tags = BTreeMap::from([("kubernetes.io/role/cni".to_owned(), (*value).to_owned())]);
+                    let tags = BTreeMap::from([(ROLE_TAG.to_owned(), (*value).to_owned())]);
                     let request = Request::CreateTags { resources: vec![found.id.clone()], tags };
                     let _ = cloud.with(|cloud, now| cloud.perform(now, &request));
                 }
@@ -280,7 +281,7 @@ impl<'a> Stage<'a> {
                 let of_prefixes = eni.prefixes.iter().flat_map(whole).map(Ipv4Addr::from_bits);
                 let addresses = eni.addresses.iter().map(|ip| ip.address).chain(of_prefixes);
                 world.oracle().takes_by_hand(addresses);
-                world.oracle().attached_by_hand(node.index, &eni.id);
+                world.oracle().takes_eni_by_hand(node.index, &eni.id);
                 let attachment = eni.attachment.as_ref().map(|at| at.id.clone()).unwrap_or_default();
                 tokio::spawn(async move {
                     let detach = DetachNetworkInterface { attachment_id: attachment, force: true };
@@ -353,12 +354,7 @@ impl<'a> Stage<'a> {
                 }
             }
         }
-        self.later(lasts, move |world| {
-            for eni_id in taken {
-                let request = Request::DeleteNetworkInterface { eni_id };
-                let _ = world.cloud.with(|cloud, now| cloud.perform(now, &request));
-            }
-        });
+        tokio::spawn(give_back(world, taken, lasts));
     }
 
     /// Somebody else takes the subnets' addresses for a while.
@@ -387,11 +383,19 @@ impl<'a> Stage<'a> {
                     }
                 }
             }
-            sleep(lasts).await;
-            for eni_id in taken {
-                let request = Request::DeleteNetworkInterface { eni_id };
-                let _ = world.cloud.with(|cloud, now| cloud.perform(now, &request));
-            }
+            give_back(world, taken, lasts).await;
         });
+    }
+}
+
+/// Deletes what somebody else took, after so long or when all trouble ends.
+async fn give_back(world: Arc<World>, enis: Vec<String>, lasts: Duration) {
+    tokio::select! {
+        () = sleep(lasts) => {}
+        () = world.closed() => {}
+    }
+    for eni_id in enis {
+        let request = Request::DeleteNetworkInterface { eni_id };
+        let _ = world.cloud.with(|cloud, now| cloud.perform(now, &request));
     }
 }

@@ -9,7 +9,7 @@ use vpc::{PodKey, PodName, host_veth};
 
 use super::chance::Chance;
 use super::node::Node;
-use super::oracle::Violation;
+use super::oracle::{ROOMY, Violation};
 use super::scenario::Scenario;
 use crate::pool::{Assignment, Refusal};
 use crate::pool_task::{AddError, DelError, Patience};
@@ -192,9 +192,9 @@ impl Pod {
                     let pod = self.pod().to_string();
                     node.world
                         .note(|| format!("node {} gives {container} {}", node.index, assignment.address));
-                    let free = snapshot.subnets.values().map(|subnet| subnet.available).sum::<u32>();
+                    let free = node.world.free_addresses();
                     let capacity = self.capacity;
-                    let room = |taken: usize| free > 12 && taken + 2 < capacity;
+                    let room = |taken: usize| free >= ROOMY && taken + 2 < capacity;
                     let mut oracle = node.world.oracle();
                     oracle.served_after(node.index, &pod, started.elapsed(), room);
                     let own = host_veth("eni", &self.pod(), 0);
@@ -232,10 +232,10 @@ impl Pod {
         match answer {
             Ok(Ok(assignment)) => Ok(assignment),
             Ok(Err(AddError::Refused(refusal))) => {
-                let free = node.world.cloud.snapshot().subnets.values().map(|it| it.available).sum::<u32>();
+                let free = node.world.free_addresses();
                 let capacity = self.capacity;
                 let pod = self.pod().to_string();
-                let room = |taken: usize| free > 12 && taken < capacity;
+                let room = |taken: usize| free >= ROOMY && taken < capacity;
                 let mut oracle = node.world.oracle();
                 oracle.refused(node.index, &pod, refusal.reason, &refusal.message, room);
                 Err(Failed::Refused(refusal))

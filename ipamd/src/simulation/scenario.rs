@@ -163,6 +163,12 @@ impl Scenario {
         self.number("MINIMUM_IP_TARGET", 0)
     }
 
+    /// How long it takes at most until an ENI has left and another has come in its place: nine
+    /// calls one after the other, the changes at EC2, and the pauses between looks at them.
+    pub(super) fn longest_way(&self) -> Duration {
+        9 * 2 * self.latency + self.attach_delay + self.detach_delay + Duration::from_secs(4)
+    }
+
     /// Whether prefixes are delegated, or may be at some time.
     pub(super) fn has_prefixes(&self) -> bool {
         let switches = |(_, event): &(Duration, Event)| matches!(event, Event::Switch { .. });

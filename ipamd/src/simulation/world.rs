@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lab::cloud::{CloudBuilder, CloudHandle};
+use ipnet::Ipv4Net;
+use lab::cloud::{CloudBuilder, CloudHandle, Snapshot, Subnet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::oracle::Oracle;
 use super::scenario::Scenario;
+
+/// The tag that offers a subnet to pods, or with 0 forbids it.
+pub(super) const ROLE_TAG: &str = "kubernetes.io/role/cni";
 
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 60;
@@ -29,6 +33,8 @@ struct Trace {
 pub(super) struct World {
     pub(super) cloud: CloudHandle,
     began: Instant,
+    /// The subnet of every primary ENI.
+    primary: Ipv4Net,
     oracle: Mutex<Oracle>,
     trace: Mutex<Trace>,
     /// By node: how long a link takes to appear after its ENI was attached, in milliseconds.
@@ -48,6 +54,7 @@ impl World {
         let world = Self {
             cloud: CloudHandle::start(builder),
             began: Instant::now(),
+            primary: scenario.subnets[0],
             oracle: Mutex::new(Oracle::new(scenario)),
             trace: Mutex::new(Trace {
                 lines: VecDeque::new(),
@@ -65,6 +72,22 @@ impl World {
     /// Time since the world began.
     pub(super) fn now(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// The subnets whose tags offer them to pods.
+    pub(super) fn open_subnets<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Subnet> {
+        let primary = self.primary;
+        snapshot.subnets.values().map(AsRef::as_ref).filter(move |subnet: &&Subnet| {
+            match subnet.tags.get(ROLE_TAG).map(String::as_str) {
+                None => subnet.cidr == primary,
+                Some(role) => role != "0",
+            }
+        })
+    }
+
+    /// The addresses that these have left.
+    pub(super) fn free_addresses(&self) -> u32 {
+        self.open_subnets(&self.cloud.snapshot()).map(|subnet| subnet.available).sum()
     }
 
     pub(super) fn oracle(&self) -> MutexGuard<'_, Oracle> {
