@@ -10,6 +10,7 @@ mod observe;
 mod parse;
 mod step;
 pub(crate) mod sysctl;
+pub(crate) mod tool;
 
 pub use error::KernelError;
 pub use netlink::Netlink;

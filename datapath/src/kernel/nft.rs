@@ -1,14 +1,12 @@
 //! Our packet filter table, through the `nft` binary: read, replaced as a whole, removed.
 
-use std::io::{self, Read, Write};
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
 use vpc::Family;
 
+use super::tool::{self, Ran};
 use crate::wanted::nft::{Ruleset, TABLE, nft_family};
 
 /// How long nft may take. With an empty table of ours it takes 10 ms; other tables of the node
@@ -116,57 +114,15 @@ fn without_handle(mut object: Value) -> Value {
 }
 
 fn run(action: &'static str, arguments: &[&str], input: Option<&[u8]>) -> Result<Vec<u8>, NftError> {
-    let failed = |cause| NftError::Binary { action, cause };
-    let mut child = Command::new("nft")
-        .args(arguments)
-        // Messages are told apart by their English texts.
-        .env("LC_ALL", "C")
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-
-    let (sender, finished) = mpsc::channel();
-    let (printed, complaint, is_late) = thread::scope(|scope| {
-        let (stdin, stdout, stderr) = pipes;
-        scope.spawn(move || {
-            // If nft ends without reading all, its message says why.
-            let _ = stdin.map(|mut stdin| stdin.write_all(input.unwrap_or_default()));
-        });
-        let complaint = scope.spawn(move || read_all(stderr));
-        let printed = scope.spawn(move || {
-            let printed = read_all(stdout);
-            let _ = sender.send(());
-            printed
-        });
-        let is_late = finished.recv_timeout(DEADLINE).is_err();
-        if is_late {
-            // The readers end with the pipes.
-            let _ = child.kill();
-        }
-        (printed.join().unwrap_or_default(), complaint.join().unwrap_or_default(), is_late)
-    });
-    let status = child.wait().map_err(failed)?;
-    if is_late {
-        return Err(NftError::Deadline { action });
-    }
-    if status.success() {
+    let ran = tool::run("nft", arguments, input, DEADLINE);
+    let ran = ran.map_err(|cause| NftError::Binary { action, cause })?;
+    let Ran { succeeded, printed, complaint: message } = ran.ok_or(NftError::Deadline { action })?;
+    if succeeded {
         return Ok(printed);
     }
-    let message = String::from_utf8_lossy(&complaint).split_whitespace().collect::<Vec<_>>().join(" ");
     let lacks_support = ["Operation not supported", "Protocol not supported", "cache initialization failed"];
     if lacks_support.iter().any(|text| message.contains(text)) {
         return Err(NftError::Kernel { action, message });
     }
     Err(NftError::Refused { action, message })
-}
-
-fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
-    let mut content = Vec::new();
-    if let Some(mut pipe) = pipe {
-        let _ = pipe.read_to_end(&mut content);
-    }
-    content
 }
