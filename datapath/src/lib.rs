@@ -11,4 +11,5 @@ pub mod host;
 pub mod kernel;
 pub mod monitor;
 pub mod pod;
+pub mod takeover;
 pub mod wanted;

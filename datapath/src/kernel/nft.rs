@@ -1,5 +1,6 @@
 //! Our packet filter table, through the `nft` binary: read, replaced as a whole, removed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -64,11 +65,9 @@ pub(crate) fn table(family: Family) -> String {
 /// What our table of a family holds in the calling thread's namespace; none if there is no table.
 pub(crate) fn observe(family: Family) -> Result<Option<Ruleset>, NftError> {
     let action = "list our nft table";
-    let listing = match run(action, &["-j", "list", "table", nft_family(family), TABLE], None) {
-        Err(NftError::Refused { message, .. }) if message.contains("No such file or directory") => {
-            return Ok(None);
-        }
-        outcome => outcome?,
+    let Some(listing) = present(run(action, &["-j", "list", "table", nft_family(family), TABLE], None))?
+    else {
+        return Ok(None);
     };
     let listing: Value =
         serde_json::from_slice(&listing).map_err(|cause| NftError::Output { action, cause })?;
@@ -96,6 +95,37 @@ pub(crate) fn tables_that_drop_forwarded() -> Result<Vec<String>, NftError> {
             format!("{} {}", text("family"), text("table"))
         })
         .collect())
+}
+
+/// Family and name of every table of the calling thread's namespace.
+pub(crate) fn tables() -> Result<BTreeSet<(String, String)>, NftError> {
+    let action = "list nft tables";
+    let listing = run(action, &["-j", "list", "tables"], None)?;
+    let listing: Value =
+        serde_json::from_slice(&listing).map_err(|cause| NftError::Output { action, cause })?;
+    let tables = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["table"]);
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    Ok(tables.filter_map(|table| Some((text(&table["family"])?, text(&table["name"])?))).collect())
+}
+
+/// Whether there is such an object: `table ip NAME`, `chain ip TABLE NAME`.
+pub(crate) fn exists(object: &[&str]) -> Result<bool, NftError> {
+    let words: Vec<&str> = ["list"].iter().chain(object).copied().collect();
+    present(run("look for an nft object", &words, None)).map(|listing| listing.is_some())
+}
+
+/// Deletes a table with all that it holds; false if there is none.
+pub(crate) fn delete_table(family: &str, name: &str) -> Result<bool, NftError> {
+    let deleted = run("delete an nft table", &["delete", "table", family, name], None);
+    present(deleted).map(|done| done.is_some())
+}
+
+/// None where nft says that what it was asked for is not there.
+fn present<T>(outcome: Result<T, NftError>) -> Result<Option<T>, NftError> {
+    match outcome {
+        Err(NftError::Refused { message, .. }) if message.contains("No such file or directory") => Ok(None),
+        outcome => outcome.map(Some),
+    }
 }
 
 /// Whether a listed object is something that we could have added.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world is not as expected")]
 
 pub(crate) mod node;
+pub(crate) mod reference;
 
 use std::io::Write;
 use std::net::IpAddr;
