@@ -31,6 +31,7 @@ use crate::pool::{Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, Budgets, ReplyFacts, Services};
 use crate::sidecar::{self, EniIntent, Sidecar};
+use crate::takeover::TakeoverHandle;
 use crate::{conflist, spool};
 use restore::Attached;
 use upkeep::Upkeep;
@@ -60,6 +61,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     // Before any thread exists: each thread has privileges of its own.
     privileges::drop_all_but_needed()?;
+    let takeover = TakeoverHandle::start(privileges::drop_net_raw).context("start a thread")?;
+    privileges::drop_net_raw()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(4)
@@ -67,17 +70,17 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    let outcome = runtime.block_on(start(config));
+    let outcome = runtime.block_on(start(config, takeover));
     // Steps that outlast their grace are left to the next start, which finds their records.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
 }
 
-async fn start(config: Config) -> anyhow::Result<()> {
+async fn start(config: Config, takeover: TakeoverHandle) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let signals = shutdown::Signals::listen().context("listen for signals")?;
     tokio::select! {
-        outcome = live(&config, &stop) => outcome,
+        outcome = live(&config, takeover, &stop) => outcome,
         () = signals.second(&stop) => {
             warn!("second signal: ending at once");
             Ok(())
@@ -86,7 +89,7 @@ async fn start(config: Config) -> anyhow::Result<()> {
 }
 
 /// The daemon's life: assembly, service, an orderly end.
-async fn live(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn live(config: &Config, takeover: TakeoverHandle, stop: &CancellationToken) -> anyhow::Result<()> {
     info!(?config, version = env!("CARGO_PKG_VERSION"), "daemon starts");
     let daemon = tokio::select! {
         daemon = Daemon::assemble(config) => daemon?,
@@ -95,7 +98,8 @@ async fn live(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    daemon.serve(config, stop).await
+    takeover.begin(config.host.egress);
+    daemon.serve(config, takeover, stop).await
 }
 
 /// What the daemon finds around it: the machine's own, or a simulation's.
@@ -240,12 +244,18 @@ impl<E: Ec2> Daemon<E> {
 
     /// Serves until `stop`, then ends in order: accepts no more, answers what was accepted,
     /// finishes EC2 work as far as the grace period goes.
-    async fn serve(self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn serve(
+        self,
+        config: &Config,
+        takeover: TakeoverHandle,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let upkeep = tokio::spawn(self.upkeep());
         let Self { budgets, instance, network, host, pool, task, .. } = self;
         let listener = rpc::bind(Path::new(proto::IPAMD_SOCKET))?;
         let facts_of_replies = reply_facts(config, &instance, &network);
-        let services = Services::new(pool.clone(), host.clone(), facts_of_replies, budgets);
+        let services =
+            Services::new(pool.clone(), host.clone(), facts_of_replies, budgets).telling_of(takeover);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
         write_conflist(config)?;
         info!(socket = proto::IPAMD_SOCKET, "serving");

@@ -22,6 +22,7 @@ mod sidecar;
 mod simulation;
 mod spool;
 mod stagger;
+mod takeover;
 mod telemetry;
 
 use std::ffi::OsString;
@@ -35,6 +36,7 @@ use commands::ask::AskArgs;
 use commands::init_node::{InitNodeArgs, NodeRoots};
 use commands::max_pods::MaxPodsArgs;
 use commands::probe::{ProbeArgs, Verdict};
+use commands::uninstall::UninstallArgs;
 use commands::why::WhyArgs;
 use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
 use tracing::error;
@@ -65,6 +67,8 @@ enum Command {
     Status(AskArgs),
     /// Tell why a pod has its address, or has none
     Why(WhyArgs),
+    /// Take our packet filter off this node, before something else serves its pods
+    Uninstall(UninstallArgs),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +90,11 @@ fn main() -> ExitCode {
             Ok(known) => ExitCode::from(known as u8),
             Err(error) => finish(Err(error)),
         },
+        Command::Uninstall(args) => finish(block_on(commands::uninstall::run(
+            &args,
+            datapath::takeover::remove_our_tables,
+            &mut io::stdout(),
+        ))),
     }
 }
 

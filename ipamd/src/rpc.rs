@@ -26,6 +26,7 @@ use crate::clock::Moment;
 use crate::host::HostHandle;
 use crate::imds::{InstanceFacts, NetworkFacts};
 use crate::pool_task::{AddError, DelError, Patience, PoolHandle};
+use crate::takeover::TakeoverHandle;
 pub(crate) use listen::{bind, serve};
 
 /// How long a pod may wait for EC2 and the host at most; for an address that rests it may wait
@@ -87,6 +88,7 @@ pub(crate) struct Services {
     host: HostHandle,
     facts: Arc<ReplyFacts>,
     budgets: Budgets,
+    takeover: TakeoverHandle,
     started: Moment,
     calls: Arc<Semaphore>,
 }
@@ -99,9 +101,16 @@ impl Services {
             host,
             facts: Arc::new(facts),
             budgets,
+            takeover: TakeoverHandle::default(),
             started: Moment::now(),
             calls: Arc::new(Semaphore::new(CALLS)),
         }
+    }
+
+    /// The same, telling of this take-over too.
+    #[must_use]
+    pub(crate) fn telling_of(self, takeover: TakeoverHandle) -> Self {
+        Self { takeover, ..self }
     }
 
     async fn add(&self, request: Request<rpc::AddNetworkRequest>) -> rpc::AddNetworkReply {

@@ -21,8 +21,9 @@ use std::time::Duration;
 
 use vpc::Family;
 
-use crate::kernel::{NftError, nft};
-use crate::wanted::nft::{TABLE, nft_family};
+use crate::evidence;
+use crate::kernel::{KernelError, Netlink, NftError, nft};
+use crate::wanted::nft::{TABLE, egress_range, nft_family};
 use plan::Removal;
 use tools::{FRONT_ENDS, FrontEnd, Presence};
 
@@ -133,6 +134,15 @@ fn clear(front_end: &FrontEnd, kept: &BTreeSet<IpAddr>, outcome: &mut Outcome) -
         }
     }
     Err(refused.map_or(TakeoverError::Restless { front_end: front_end.name }, TakeoverError::from))
+}
+
+/// The pods that reach the other family through the node: addresses of egress with a route.
+///
+/// # Errors
+/// [`KernelError`] if the kernel could not be asked.
+pub fn pods_with_egress(netlink: &mut Netlink) -> Result<BTreeSet<IpAddr>, KernelError> {
+    let is_of_egress = |address: &IpAddr| egress_range(Family::of(*address)).contains(address);
+    Ok(evidence::read(netlink)?.routes.into_keys().filter(is_of_egress).collect())
 }
 
 /// What tells that a daemon of the reference runs again, a line each. Sees what is in nftables,

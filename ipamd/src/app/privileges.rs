@@ -4,8 +4,8 @@ use anyhow::Context;
 use caps::{CapSet, Capability, CapsHashSet};
 use tracing::debug;
 
-/// Keeps CAP_NET_ADMIN, and CAP_NET_RAW for the packet filter's older tools, and of these what
-/// the process has; forbids gaining others.
+/// Keeps CAP_NET_ADMIN and CAP_NET_RAW, and of these what the process has; forbids gaining
+/// others. To be called before there is a second thread: each has privileges of its own.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -29,5 +29,17 @@ pub(super) fn drop_all_but_needed() -> anyhow::Result<()> {
     caps::set(None, CapSet::Permitted, &kept).context("drop permitted capabilities")?;
     nix::sys::prctl::set_no_new_privs().context("forbid new privileges")?;
     debug!(?kept, "privileges dropped");
+    Ok(())
+}
+
+/// Drops CAP_NET_RAW from the calling thread, and from those that it starts from now on. Only
+/// who takes over from the reference needs it, for the older front end of iptables.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(super) fn drop_net_raw() -> anyhow::Result<()> {
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::drop(None, set, Capability::CAP_NET_RAW).context("drop CAP_NET_RAW")?;
+    }
     Ok(())
 }

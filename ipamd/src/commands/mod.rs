@@ -6,4 +6,5 @@ pub(crate) mod max_pods;
 pub(crate) mod probe;
 pub(crate) mod status;
 mod text;
+pub(crate) mod uninstall;
 pub(crate) mod why;

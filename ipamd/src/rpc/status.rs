@@ -18,6 +18,7 @@ use crate::pool::{
     Wants,
 };
 use crate::report::{Cause, Failure, Fault, RefusedPod, Report, Wait};
+use crate::takeover::{Phase, Takeover};
 
 pub(super) fn status(report: &Report, health: Option<&HostHealth>, services: &Services) -> StatusReply {
     let Report { at, pool, waiting, failures, refusals, .. } = report;
@@ -40,6 +41,7 @@ pub(super) fn status(report: &Report, health: Option<&HostHealth>, services: &Se
         waiting_pods: waiting.iter().map(|it| wait(it, *at)).collect(),
         recent_refusals: refusals.iter().map(|it| refused(it, *at)).collect(),
         network: health.map(|it| network(it, *at)),
+        takeover: Some(takeover(services.takeover.now())),
     }
 }
 
@@ -319,6 +321,16 @@ pub(super) fn refused(refused: &RefusedPod, at: Moment) -> proto::node::RefusedP
         message: refused.message.clone(),
         times: refused.times,
     }
+}
+
+fn takeover(now: Takeover) -> proto::node::Takeover {
+    let Takeover { phase, left, failures, signs_of_return } = now;
+    let state = match phase {
+        Phase::Waiting => "waiting",
+        Phase::Failing => "failing",
+        Phase::Done => "done",
+    };
+    proto::node::Takeover { state: state.to_owned(), left, failures, signs_of_return }
 }
 
 pub(super) fn when(at: Moment, instant: Option<Instant>) -> Option<i64> {

@@ -24,6 +24,7 @@ pub(super) fn render(reply: &StatusReply) -> String {
         network(reply),
         failures(reply),
         refusals(reply),
+        takeover(reply),
     ];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
@@ -303,6 +304,21 @@ fn refusals(reply: &StatusReply) -> String {
         vec![pod(it.pod.as_ref()), times, moment(it.at_unix_ms, reply.now_unix_ms), it.reason.clone()]
     });
     titled("pods refused lately, newest first; `ipamd why POD` tells more", &rows.collect::<Vec<_>>())
+}
+
+/// What came of amazon-vpc-cni-k8s's rules, where there is something to do about them.
+fn takeover(reply: &StatusReply) -> String {
+    let told = reply.takeover.clone().unwrap_or_default();
+    let rows = |lines: Vec<String>| lines.into_iter().map(|line| vec![line]).collect::<Vec<_>>();
+    let parts = [
+        titled(
+            "rules of amazon-vpc-cni-k8s that may be left; tried again every minute",
+            &rows(told.failures),
+        ),
+        titled("left of amazon-vpc-cni-k8s", &rows(told.left)),
+        titled("amazon-vpc-cni-k8s runs on this node too; stop one of them", &rows(told.signs_of_return)),
+    ];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 fn titled(title: &str, rows: &[Vec<String>]) -> String {

@@ -3,7 +3,7 @@
 use proto::node::{
     ActionBudget, AddressCounts, AddressStatus, Contested, DaemonStatus, EniStatus, Failure, HeldBack,
     InstanceStatus, NetworkStatus, Planner, PodStatus, RefusedPod, Repairs, StatusReply, StepStatus,
-    SubnetStatus, Targets, WaitingPod,
+    SubnetStatus, Takeover, Targets, WaitingPod,
 };
 
 use super::*;
@@ -211,6 +211,35 @@ pods refused lately, newest first; `ipamd why POD` tells more
 }
 
 #[test]
+fn a_take_over_is_told_of_where_there_is_something_to_do() {
+    let with = |takeover: Takeover| render(&StatusReply { takeover: Some(takeover), ..quiet() });
+    assert_eq!(with(Takeover { state: "done".to_owned(), ..Default::default() }), render(&quiet()));
+
+    let text = with(Takeover {
+        state: "failing".to_owned(),
+        left: vec!["iptables-legacy has the tables nat".to_owned()],
+        failures: vec!["iptables-nft-restore: Permission denied".to_owned()],
+        signs_of_return: vec!["nft table ip aws-cni".to_owned()],
+    });
+
+    assert!(
+        text.ends_with(
+            "
+rules of amazon-vpc-cni-k8s that may be left; tried again every minute
+  iptables-nft-restore: Permission denied
+
+left of amazon-vpc-cni-k8s
+  iptables-legacy has the tables nat
+
+amazon-vpc-cni-k8s runs on this node too; stop one of them
+  nft table ip aws-cni
+"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_idle_planner_says_why() {
     let with = |change: &dyn Fn(&mut Targets)| {
         let mut reply = quiet();
@@ -310,6 +339,7 @@ fn the_keys_of_the_json_stay_as_they_are() {
             "recent_failures",
             "recent_refusals",
             "subnets",
+            "takeover",
             "targets",
             "waiting_pods",
             "without_eni"
