@@ -2,10 +2,11 @@
 //!
 //! Everything follows one pattern: observe the kernel, plan the differences, apply them. The
 //! values in [`wanted`] and the plans made of them are pure; [`kernel`] is the thin part that
-//! talks to netlink, nft and /proc. [`pod`] is what the plugin calls, [`host`] and [`evidence`]
-//! what the daemon calls.
+//! talks to netlink, nft and /proc. [`pod`] and [`egress`] are what the plugins call, [`host`] and
+//! [`evidence`] what the daemon calls.
 #![forbid(unsafe_code)]
 
+pub mod egress;
 pub mod evidence;
 pub mod host;
 pub mod kernel;

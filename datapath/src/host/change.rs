@@ -52,7 +52,7 @@ impl Change {
             Step::SetMtu { .. } => ChangeKind::Mtu,
             Step::SetUp(_) | Step::DeleteLink(_) | Step::DeleteLinkByIndex(_) => ChangeKind::Link,
             Step::LoosenReversePath(_) => ChangeKind::ReversePath,
-            Step::AddAddress(_) | Step::DeleteAddress(_) => ChangeKind::Address,
+            Step::AddAddress(_) | Step::AddLinkAddress(_) | Step::DeleteAddress(_) => ChangeKind::Address,
             // The host has no neighbours of ours; in a pod they go with its routes.
             Step::AddRoute(_) | Step::ReplaceRoute(_) | Step::DeleteRoute(_) | Step::AddNeighbour(_) => {
                 ChangeKind::Route

@@ -76,6 +76,11 @@ impl Step {
             }
             Self::DeleteLinkByIndex(link) => (DelLink(link_by_index(link.index)), 0),
             Self::AddAddress(address) => (NewAddress(address_message(address)), create),
+            Self::AddLinkAddress(address) => {
+                let mut message = address_message(address);
+                message.header.scope = AddressScope::Link;
+                (NewAddress(message), create)
+            }
             Self::DeleteAddress(address) => (DelAddress(address_message(address)), 0),
             Self::AddRoute(route) => (NewRoute(route_message(route)), create),
             Self::ReplaceRoute(route) => (NewRoute(route_message(route)), NLM_F_CREATE | NLM_F_REPLACE),
@@ -101,6 +106,15 @@ pub(crate) struct VethPair {
     pub(crate) host: String,
     pub(crate) host_mac: Mac,
     pub(crate) mtu: u32,
+    pub(crate) container_queue: ContainerQueue,
+}
+
+/// Whether `ip link` shows a queue length at the container's end. The kernel queues nothing on a
+/// veth, so it is for people and programs that compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContainerQueue {
+    None,
+    KernelDefault,
 }
 
 impl VethPair {
@@ -110,19 +124,19 @@ impl VethPair {
     pub(crate) fn request(&self, host: BorrowedFd<'_>) -> Request {
         let end = |name: &str| {
             let mut message = LinkMessage::default();
-            message.attributes.extend([
-                LinkAttribute::IfName(name.to_owned()),
-                LinkAttribute::Mtu(self.mtu),
-                // Without a queue, as the kernel would treat it anyway, so that `ip link`
-                // prints no qlen.
-                LinkAttribute::TxQueueLen(0),
-            ]);
+            message.attributes.extend([LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(self.mtu)]);
             message
         };
+        // Without a queue, as the kernel would treat it anyway, so that `ip link` prints no qlen.
+        let no_queue = LinkAttribute::TxQueueLen(0);
         let mut peer = end(&self.host);
+        peer.attributes.push(no_queue.clone());
         peer.attributes.push(LinkAttribute::Address(self.host_mac.octets().to_vec()));
         peer.attributes.push(LinkAttribute::NetNsFd(host.as_raw_fd()));
         let mut message = end(&self.container);
+        if self.container_queue == ContainerQueue::None {
+            message.attributes.push(no_queue);
+        }
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::LinkInfo(vec![

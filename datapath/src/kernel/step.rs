@@ -18,6 +18,8 @@ pub(crate) enum Step {
     /// Leaves alone a link that has the name by now but another number.
     DeleteLinkByIndex(LinkRef),
     AddAddress(Address),
+    /// Adds an address that stands for the node on this link alone (scope link).
+    AddLinkAddress(Address),
     DeleteAddress(Address),
     /// Fails if there is such a route.
     AddRoute(Route),
@@ -48,7 +50,9 @@ impl Step {
         match self {
             Self::AddRule(rule) => Some(Self::DeleteRule(rule.clone())),
             Self::AddRoute(route) | Self::ReplaceRoute(route) => Some(Self::DeleteRoute(route.clone())),
-            Self::AddAddress(address) => Some(Self::DeleteAddress(address.clone())),
+            Self::AddAddress(address) | Self::AddLinkAddress(address) => {
+                Some(Self::DeleteAddress(address.clone()))
+            }
             _ => None,
         }
     }
@@ -63,6 +67,7 @@ impl fmt::Display for Step {
             Self::DeleteLink(name) => write!(f, "delete link {name}"),
             Self::DeleteLinkByIndex(link) => write!(f, "delete link {}", link.name),
             Self::AddAddress(address) => write!(f, "add address {address}"),
+            Self::AddLinkAddress(address) => write!(f, "add address {address} scope link"),
             Self::DeleteAddress(address) => write!(f, "delete address {address}"),
             Self::AddRoute(route) => write!(f, "add route {route}"),
             Self::ReplaceRoute(route) => write!(f, "replace route {route}"),

@@ -1,7 +1,5 @@
 //! Building a pod's network.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::fd::AsFd;
 
@@ -10,8 +8,8 @@ use vpc::{Family, Mac};
 
 use super::{PodError, plan};
 use crate::kernel::{
-    KernelError, LinkRef, Netlink, Netns, Outcome, Step, VethPair, get_link, inside, parse_link, single,
-    sysctl,
+    ContainerQueue, KernelError, LinkRef, Netlink, Netns, Outcome, Step, VethPair, get_link, inside,
+    parse_link, random_mac, single, sysctl,
 };
 use crate::wanted::{PodInterface, PodNetwork};
 
@@ -100,6 +98,7 @@ impl Wiring<'_> {
             host: interface.host_veth.clone(),
             host_mac: random_mac(),
             mtu: interface.mtu,
+            container_queue: ContainerQueue::None,
         };
         let action = || format!("create veth {} with peer {}", pair.container, pair.host);
         let failed = |cause: io::Error| PairError::Other(PodError::Pair(KernelError::new(action(), cause)));
@@ -261,11 +260,4 @@ fn is_link_local(block: &ipnet::IpNet) -> bool {
         ipnet::IpNet::V4(block) => block.addr().is_link_local(),
         ipnet::IpNet::V6(block) => block.addr().is_unicast_link_local() || block.addr().is_multicast(),
     }
-}
-
-/// A link-layer address that no other link has, by 46 random bits.
-fn random_mac() -> Mac {
-    // The keys of a fresh hash state come from the operating system's random numbers.
-    let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
-    Mac::local_unicast([a, b, c, d, e, f])
 }

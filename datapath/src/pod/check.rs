@@ -56,7 +56,7 @@ fn compare(interface: &PodInterface, pod: &Side, host: &Side) -> Vec<Difference>
     let mut differences = Vec::new();
     let mut expect = |holds: bool, what: String| {
         if !holds {
-            differences.push(Difference(what));
+            differences.push(Difference::new(what));
         }
     };
     let name = &interface.container_interface;

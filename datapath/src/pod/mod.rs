@@ -69,6 +69,13 @@ impl From<NetnsError> for PodError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference(String);
 
+impl Difference {
+    /// The difference that `text` describes.
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
