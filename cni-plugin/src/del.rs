@@ -60,7 +60,7 @@ fn internal(message: String) -> CniError {
 }
 
 /// The skeleton's last look: a runtime that names the plugin's own namespace is told so.
-fn in_own_netns(request: &Request) -> Result<String, CniError> {
+pub(crate) fn in_own_netns(request: &Request) -> Result<String, CniError> {
     let is_own = || {
         let pod = Netns::open(Path::new(&request.netns)).ok()?;
         pod.is_same(&Netns::current().ok()?).ok()

@@ -12,15 +12,16 @@ use crate::request::{LogTarget, Request};
 /// What one call has to say, gathered while it runs.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    plugin: &'static str,
     fields: Vec<(String, Json)>,
     warnings: Vec<String>,
     started: Instant,
 }
 
 impl Journal {
-    /// An empty journal of a call that began at `started`.
-    pub(crate) fn new(started: Instant) -> Self {
-        Self { fields: Vec::new(), warnings: Vec::new(), started }
+    /// An empty journal of a call of `plugin` that began at `started`.
+    pub(crate) fn new(plugin: &'static str, started: Instant) -> Self {
+        Self { plugin, fields: Vec::new(), warnings: Vec::new(), started }
     }
 
     /// When the call began.
@@ -54,7 +55,7 @@ impl Journal {
         if rank(level) < rank(threshold) {
             return;
         }
-        let caller = format!("aws-cni/{}", request.verb.name().to_lowercase());
+        let caller = format!("{}/{}", self.plugin, request.verb.name().to_lowercase());
         let mut fields = vec![
             ("level".to_owned(), Json::string(level)),
             ("ts".to_owned(), Json::string(timestamp(SystemTime::now()))),

@@ -91,7 +91,7 @@ fn call(started: Instant) -> Result<String, CniError> {
             Ok(String::new())
         }
         Called::Version => Ok(versions()),
-        Called::For(request) if plugin == Plugin::Egress => egress::run(&request),
+        Called::For(request) if plugin == Plugin::Egress => egress::run(&request, started),
         Called::For(request) => {
             let at = |path: &str| Path::new(path).to_owned();
             let paths = Paths {
@@ -131,7 +131,7 @@ fn serve(request: &Request, paths: &Paths, started: Instant) -> Result<String, C
     let config = NetworkConfig::read(&request.config, request.version).map_err(|error| {
         CniError::new(Code::INTERNAL, format!("{prefix}: error loading config from args: {error}"))
     })?;
-    let mut journal = Journal::new(started);
+    let mut journal = Journal::new("aws-cni", started);
     let outcome = match request.verb {
         Verb::Add => add::run(request, &config, paths, &mut journal),
         Verb::Del => del::run(request, &config, paths, &mut journal),

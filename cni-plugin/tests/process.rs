@@ -396,26 +396,6 @@ fn gc_tells_the_daemon_what_stays_or_else_removes_rules_that_lead_nowhere() {
 }
 
 #[test]
-fn called_as_egress_cni_it_hands_the_previous_result_on() {
-    let Some(world) = World::new() else { return };
-    let link = world.path("egress-cni");
-    std::os::unix::fs::symlink(world::plugin(), &link).unwrap();
-    let link = link.to_str().unwrap();
-    let previous = include_str!("../golden/result-1.0.0.json");
-    let off = format!(r#","mtu":"9001","enabled":"false","nodeIP":"","prevResult":{previous}"#);
-
-    let outcome = world.call_as(link, "ADD", &[], &config("1.0.0", &off));
-    assert_eq!(outcome.success().stdout, previous.trim_end());
-
-    let message = "must be called as a chained plugin".to_owned();
-    assert_eq!(world.call_as(link, "ADD", &[], CONFIG).error(), (999, message));
-    let bad_mtu = off.replace("9001", "x");
-    let message = "strconv.Atoi: parsing \"x\": invalid syntax".to_owned();
-    assert_eq!(world.call_as(link, "ADD", &[], &config("1.0.0", &bad_mtu)).error(), (999, message));
-    world.call_as(link, "DEL", &[], &config("1.0.0", &off)).success();
-}
-
-#[test]
 fn a_call_leaves_one_line_in_the_log_and_needs_no_log() {
     let Some(mut world) = World::new() else { return };
     world.serve(&Fake::giving("10.0.1.31", 1, 2));

@@ -126,7 +126,7 @@ fn mtu(text: &str) -> u32 {
 }
 
 /// `stdout` belongs to the result alone, so a log that is sent there goes to stderr.
-fn log_target(text: &str) -> LogTarget {
+pub(crate) fn log_target(text: &str) -> LogTarget {
     match text {
         "" | "stderr" | "stdout" => LogTarget::Stderr,
         path => LogTarget::File(path.into()),
@@ -141,7 +141,8 @@ fn wants_all_nics(config: &Json) -> bool {
     value.is_some_and(|(_, value)| *value == Json::string(NIC_CONFIG.1))
 }
 
-fn valid_attachments(config: &Json) -> Result<Vec<Attachment>, String> {
+/// GC: every attachment that stays.
+pub(crate) fn valid_attachments(config: &Json) -> Result<Vec<Attachment>, String> {
     let key = "cni.dev/valid-attachments";
     let items = match config.field(key) {
         None | Some(Json::Null) => return Ok(Vec::new()),

@@ -7,7 +7,9 @@ pub(crate) mod version;
 use std::io;
 
 pub(crate) use args::PodArgs;
-pub(crate) use config::{Attachment, LogTarget, NetworkConfig, previous_result};
+pub(crate) use config::{
+    Attachment, LogTarget, NetworkConfig, log_target, previous_result, valid_attachments,
+};
 
 use crate::error::{CniError, Code};
 use crate::json::{Json, go_quote};

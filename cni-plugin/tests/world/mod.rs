@@ -1,4 +1,5 @@
 //! A node for the plugin: namespaces of its own, and a daemon that answers as a test wants.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixListener as StdListener;
@@ -106,8 +107,21 @@ impl World {
     /// Calls the plugin at `path`.
     pub(crate) fn call_as(&self, path: &str, verb: &str, variables: &[(&str, &str)], stdin: &str) -> Outcome {
         let started = Instant::now();
-        let mut plugin = self
-            .command(path)
+        let mut plugin = self.start(path, verb, variables);
+        // A plugin that complains about its variables does not read stdin.
+        let _ = plugin.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let output = plugin.wait_with_output().unwrap();
+        Outcome {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: started.elapsed(),
+        }
+    }
+
+    /// Starts the plugin at `path`, which then waits for its configuration on stdin.
+    pub(crate) fn start(&self, path: &str, verb: &str, variables: &[(&str, &str)]) -> Child {
+        self.command(path)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", "abc"), ("CNI_IFNAME", "eth0")])
@@ -121,16 +135,7 @@ impl World {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap();
-        // A plugin that complains about its variables does not read stdin.
-        let _ = plugin.stdin.take().unwrap().write_all(stdin.as_bytes());
-        let output = plugin.wait_with_output().unwrap();
-        Outcome {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            took: started.elapsed(),
-        }
+            .unwrap()
     }
 }
 

@@ -40,8 +40,14 @@ impl EgressNetwork {
     /// The name of the pod's end.
     #[must_use]
     pub fn interface(&self) -> &'static str {
-        if self.address.is_ipv4() { "v4if0" } else { "v6if0" }
+        interface(self.block)
     }
+}
+
+/// The name of the end in pods with addresses of `block`.
+#[must_use]
+pub fn interface(block: IpNet) -> &'static str {
+    if block.addr().is_ipv4() { "v4if0" } else { "v6if0" }
 }
 
 /// The first address of `block`, which stands for the node on the link of every pod.
