@@ -41,14 +41,14 @@ pub(crate) fn run(
     };
     let mut addresses = Vec::new();
     for entry in collected {
-        journal.fact("collected", format!("{}/{} {}", entry.container_id, entry.interface, entry.ipv4));
+        journal.fact("collected", format!("{}/{} {}", entry.container_id, entry.interface, entry.ip));
         if entry.quarantined {
-            journal.warn(format!("{} is held back: its link still has a running peer", entry.ipv4));
+            journal.warn(format!("{} is held back: its link still has a running peer", entry.ip));
             continue;
         }
-        match entry.ipv4.parse::<IpAddr>() {
+        match entry.ip.parse::<IpAddr>() {
             Ok(address) => addresses.push((address, RouteTable::from_reply(entry.route_table))),
-            Err(_) => journal.warn(format!("the node daemon freed {:?}, which is no address", entry.ipv4)),
+            Err(_) => journal.warn(format!("the node daemon freed {:?}, which is no address", entry.ip)),
         }
     }
     teardown::delete(&mut host, &addresses).map_err(|error| failed(Code::INTERNAL, error))?;

@@ -27,13 +27,15 @@ pub enum Action {
     AssignPrivateIpAddresses,
     /// Takes IPv4 addresses or prefixes from an ENI.
     UnassignPrivateIpAddresses,
+    /// Assigns IPv6 prefixes to an ENI.
+    AssignIpv6Addresses,
     /// Tags an ENI.
     CreateTags,
 }
 
 impl Action {
     /// Every action, in the order of declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::DescribeNetworkInterfaces,
         Self::DescribeInstances,
         Self::DescribeInstanceTypes,
@@ -45,6 +47,7 @@ impl Action {
         Self::DeleteNetworkInterface,
         Self::AssignPrivateIpAddresses,
         Self::UnassignPrivateIpAddresses,
+        Self::AssignIpv6Addresses,
         Self::CreateTags,
     ];
 
@@ -63,6 +66,7 @@ impl Action {
             Self::DeleteNetworkInterface => "DeleteNetworkInterface",
             Self::AssignPrivateIpAddresses => "AssignPrivateIpAddresses",
             Self::UnassignPrivateIpAddresses => "UnassignPrivateIpAddresses",
+            Self::AssignIpv6Addresses => "AssignIpv6Addresses",
             Self::CreateTags => "CreateTags",
         }
     }
@@ -89,7 +93,10 @@ impl Action {
     pub const fn is_repeatable(self) -> bool {
         !matches!(
             self,
-            Self::AttachNetworkInterface | Self::AssignPrivateIpAddresses | Self::UnassignPrivateIpAddresses
+            Self::AttachNetworkInterface
+                | Self::AssignPrivateIpAddresses
+                | Self::UnassignPrivateIpAddresses
+                | Self::AssignIpv6Addresses
         )
     }
 }

@@ -20,6 +20,8 @@ pub enum Class {
     SubnetExhausted,
     /// The subnet has no free block of the size of a prefix.
     NoFreePrefix,
+    /// The subnet has no IPv6 block.
+    NoIpv6Block,
     /// The ENI holds as many addresses as it can.
     AddressLimit,
     /// The instance or the card holds as many ENIs as it can.
@@ -159,6 +161,7 @@ impl Ec2Error {
             Class::Credentials => "Credentials",
             Class::SubnetExhausted => "SubnetExhausted",
             Class::NoFreePrefix => "NoFreePrefix",
+            Class::NoIpv6Block => "NoIpv6Block",
             Class::AddressLimit => "AddressLimit",
             Class::AttachmentLimit => "AttachmentLimit",
             Class::SlotInUse => "SlotInUse",
@@ -196,6 +199,7 @@ impl Ec2Error {
             | Class::Credentials
             | Class::SubnetExhausted
             | Class::NoFreePrefix
+            | Class::NoIpv6Block
             | Class::Quota => Retry::Later,
             Class::Invalid | Class::Malformed => Retry::No,
         }
@@ -232,6 +236,14 @@ impl fmt::Display for Ec2Error {
                  service account, and the node's clock",
             ),
             Class::SubnetExhausted => f.write_str("the subnet has too few free addresses"),
+            Class::NoFreePrefix if self.action == Action::AssignIpv6Addresses => f.write_str(
+                "the subnet has no free /80 for an IPv6 prefix; unassign unused ones in it, or use another \
+                 subnet",
+            ),
+            Class::NoIpv6Block => f.write_str(
+                "the subnet has no IPv6 block, which ENABLE_IPv6 needs; associate one with it, or use a subnet \
+                 that has one",
+            ),
             Class::NoFreePrefix => f.write_str(
                 "the subnet has no free block for a prefix; reserve one in it, or turn prefix delegation off",
             ),
@@ -310,6 +322,11 @@ fn classify(action: Action, status: u16, code: &str, message: &str) -> Class {
             if says("already") || says("in use") { Class::SlotInUse } else { Class::Invalid }
         }
         "InvalidParameterValue" if says("currently in use") => Class::Busy,
+        "InvalidParameterValue" | "InvalidParameterCombination"
+            if (says("ipv6 cidr") || says("ipv6 block")) && (says("not have") || says("no ipv6")) =>
+        {
+            Class::NoIpv6Block
+        }
         // What EC2 says of a prefix in a subnet that has fewer free addresses than one takes.
         "InvalidParameterValue" if says("sufficient free") => Class::NoFreePrefix,
         "InvalidParameterValue" if says("not assigned to") => Class::NotFound,

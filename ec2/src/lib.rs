@@ -93,6 +93,13 @@ pub trait Ec2: Send + Sync + 'static {
     /// Assigns `count` IPv4 prefixes of EC2's choice. An answer that does not list them is empty.
     fn assign_prefixes(&self, eni: &EniId, count: u16) -> impl Future<Output = Result<Vec<Prefix>>> + Send;
 
+    /// Assigns `count` IPv6 prefixes of EC2's choice. An answer that does not list them is empty.
+    fn assign_ipv6_prefixes(
+        &self,
+        eni: &EniId,
+        count: u16,
+    ) -> impl Future<Output = Result<Vec<Prefix>>> + Send;
+
     /// Takes secondary IPs from an ENI.
     fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> impl Future<Output = Result<()>> + Send;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use vpc::{AttachmentId, EniId, EniKind, EniSlot, InstanceId, Mac, Prefix, SecurityGroupId, SubnetId, VpcId};
 
 /// Tags of a resource, by key.
@@ -142,6 +142,8 @@ pub struct SubnetRecord {
     pub availability_zone: String,
     /// Its IPv4 block; absent on an IPv6-only subnet.
     pub ipv4_cidr: Option<Ipv4Net>,
+    /// Its IPv6 block, if it has one.
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// The addresses that EC2 counts as free, those inside delegated prefixes excluded.
     pub free_addresses: u32,
     /// Its tags.
@@ -157,6 +159,8 @@ pub enum NewAddresses {
     SecondaryIps(u16),
     /// So many IPv4 prefixes.
     Ipv4Prefixes(u16),
+    /// One IPv6 address.
+    Ipv6Address,
 }
 
 /// An ENI to be made.

@@ -26,7 +26,11 @@ struct World {
 }
 
 async fn world() -> World {
-    let cloud = CloudHandle::start(CloudBuilder::two_zones(1));
+    world_of(CloudBuilder::two_zones(1)).await
+}
+
+async fn world_of(builder: CloudBuilder) -> World {
+    let cloud = CloudHandle::start(builder);
     let snapshot = cloud.snapshot();
     let subnet = snapshot.subnets.values().find(|it| it.zone == ZONE).unwrap().id.clone();
     let instance = cloud.run_instance("m5.large", &subnet).unwrap().id.clone();
@@ -144,6 +148,54 @@ async fn addresses_and_prefixes_come_and_go() {
     assert_eq!((ips.len(), prefixes.len()), (2, 1));
     assert_eq!((held.secondary_ips, held.prefixes), (ips, prefixes));
     assert_eq!((left.secondary_ips, left.prefixes), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn an_ipv6_prefix_comes_and_an_eni_has_an_ipv6_address_of_its_own() {
+    let world = world_of(CloudBuilder::two_zones(1).ipv6()).await;
+    let at = world.at();
+    let primary = world.primary().await;
+    let cidr = at.subnets(&world.vpc, ZONE).await.unwrap();
+    let cidr = cidr.into_iter().find(|subnet| subnet.id == world.subnet).unwrap().ipv6_cidr.unwrap();
+    assert!(primary.prefixes.is_empty() && cidr.contains(&primary.ipv6_addresses[0]), "{primary:?}");
+
+    let prefixes = at.assign_ipv6_prefixes(&primary.id, 1).await.unwrap();
+    let wanted = CreateEni {
+        addresses: NewAddresses::Ipv6Address,
+        ..world.wanted(primary.security_groups.clone(), "one")
+    };
+    let made = at.create_eni(&wanted).await.unwrap();
+
+    assert!(ipnet::IpNet::from(cidr).contains(&prefixes[0].net()), "{prefixes:?}");
+    assert_eq!(world.primary().await.prefixes, prefixes);
+    assert_eq!((made.ipv6_addresses.len(), made.prefixes.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn why_there_is_no_ipv6_prefix_is_told_by_class_and_text() {
+    let error_of = async |world: &World| {
+        let at = world.at().within(Duration::from_secs(2));
+        at.assign_ipv6_prefixes(&world.primary().await.id, 1).await.unwrap_err()
+    };
+    let on = || Fault::on("AssignIpv6Addresses");
+    let denied = Class::Unauthorized { iam_action: "ec2:AssignIpv6Addresses".into() };
+    let world = world_of(CloudBuilder::two_zones(1).ipv6()).await;
+    for (fault, class, text) in [
+        (on().deny(), denied, "allow ec2:AssignIpv6Addresses"),
+        (on().error("InsufficientCidrBlocks"), Class::NoFreePrefix, "no free /80"),
+        (on().lose_answer(), Class::AnswerLost, "it may be done"),
+        (on().throttle(), Class::Throttled, "throttles"),
+    ] {
+        world.cloud.fault(fault);
+        let error = error_of(&world).await;
+        world.cloud.clear_faults();
+
+        assert_eq!(error.class(), &class, "{error}");
+        assert!(error.to_string().contains(text), "{error} lacks {text}");
+    }
+    let error = error_of(&self::world().await).await;
+    assert_eq!(error.class(), &Class::NoIpv6Block, "{error}");
+    assert!(error.to_string().contains("the subnet has no IPv6 block"), "{error}");
 }
 
 #[tokio::test]

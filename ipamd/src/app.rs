@@ -135,7 +135,7 @@ impl Daemon<Aws> {
     /// Picks the clients, and brings the daemon up with them.
     async fn assemble(config: &Config) -> anyhow::Result<Self> {
         let imds = Imds::new(&ImdsOptions::default())?;
-        let facts = FactReader::new(imds.clone());
+        let facts = FactReader::new(imds.clone(), config.family);
         let (instance, network) = instance_facts(&facts).await?;
         info!(?instance, ?network, "instance known");
         let aws = Aws::new(&aws_options(config, &instance), &imds).await;
@@ -173,7 +173,7 @@ impl<E: Ec2> Daemon<E> {
         let limits =
             limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod), config.ec2_access)
                 .await?;
-        let settings = settings(config, &instance, &limits);
+        let settings = settings(config, &instance, &limits)?;
         let network = Arc::new(RwLock::new(network));
         for warning in host.warnings().await? {
             warn!(%warning, "check the node");
@@ -193,11 +193,12 @@ impl<E: Ec2> Daemon<E> {
             Arc::clone(&sidecar),
             executor_options(config, &limits, clock.clone(), new_token),
         ));
-        let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone());
+        let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone(), config.family);
         let loaded = restore::load(&mut checkpoint)?;
         let attached = restore::attached(&executor, &clock, !loaded.allocations.is_empty()).await?;
         let is_served = |eni: &&Eni| eni.role == EniRole::Secondary && eni.is_managed;
-        let secondary = attached.enis().iter().filter(is_served).map(eni_network).collect();
+        let of_family = |eni: &Eni| eni_network(eni, config.family);
+        let secondary = attached.enis().iter().filter(is_served).filter_map(of_family).collect();
         let changed = host.converge(secondary).await.context("set up the node's network")?;
         info!(changed, "node network is as wanted");
 
@@ -291,7 +292,9 @@ fn executor_options(
         manages_untagged_enis: config.manages_untagged_enis,
         discovers_subnets: config.discovers_subnets,
         access: config.ec2_access,
-        cleans_leaked_enis: config.cleans_leaked_enis,
+        // Nodes of IPv6 make ENIs so seldom that their role need not be allowed to delete others'.
+        cleans_leaked_enis: config.cleans_leaked_enis && config.family == Family::V4,
+        family: config.family,
         card: limits.default_card,
         clock,
         new_token,
@@ -342,11 +345,11 @@ fn aws_options(config: &Config, instance: &InstanceFacts) -> AwsOptions {
     }
 }
 
-fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) -> Settings {
+fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) -> anyhow::Result<Settings> {
     let type_limit = u32::from(limits.enis);
     let eni_limit = config.max_enis.map_or(type_limit, |most| most.min(type_limit));
-    let mode = limits::mode(config.delegates_prefixes, &instance.instance_type, limits);
-    Settings {
+    let mode = limits::mode(config.family, config.delegates_prefixes, &instance.instance_type, limits)?;
+    Ok(Settings {
         targets: config.targets,
         mode,
         instance_type: instance.instance_type.clone(),
@@ -360,13 +363,17 @@ fn settings(config: &Config, instance: &InstanceFacts, limits: &InstanceLimits) 
         may_provision: config.ec2_access.may_change(),
         reads_subnets: config.ec2_access.may_read(),
         grows_while_cordoned: config.grows_while_cordoned,
-    }
+    })
 }
 
 fn wanted_host(config: &Config, instance: &InstanceFacts, network: &NetworkFacts) -> HostNetwork {
     HostNetwork {
-        family: Family::V4,
-        primary: PrimaryLink { mac: instance.primary_mac, address: instance.node_ip, address_v6: None },
+        family: config.family,
+        primary: PrimaryLink {
+            mac: instance.primary_mac,
+            address: instance.node_ip,
+            address_v6: instance.node_ipv6,
+        },
         vpc_cidrs: network.vpc_cidrs.clone(),
         options: config.host.clone(),
         enis: Vec::new(),
@@ -375,6 +382,7 @@ fn wanted_host(config: &Config, instance: &InstanceFacts, network: &NetworkFacts
 
 fn reply_facts(config: &Config, instance: &InstanceFacts, network: &Arc<RwLock<NetworkFacts>>) -> ReplyFacts {
     ReplyFacts {
+        family: config.family,
         instance: instance.clone(),
         network: Arc::clone(network),
         uses_external_snat: config.host.external_snat,

@@ -4,13 +4,14 @@
 //! amazon-vpc-cni-k8s, which must be able to take the node over with this file, and we with its.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
-use vpc::{PodKey, PodName};
+use vpc::{Family, PodKey, PodName};
 
 use crate::durable::{self, Disk, WriteError};
 use crate::pool::Allocation;
@@ -32,6 +33,8 @@ pub(crate) trait StateFile: Send + 'static {
 pub(crate) struct Checkpoint {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    /// The family of pods' addresses, where an entry has one of each.
+    family: Family,
 }
 
 /// What the state file held.
@@ -86,7 +89,10 @@ struct EntryOut<'a> {
     #[serde(rename = "containerID")]
     container_id: &'a str,
     if_name: &'a str,
-    ipv4: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv4: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6: Option<Ipv6Addr>,
     allocation_timestamp: i64,
     metadata: MetadataOut<'a>,
 }
@@ -119,6 +125,8 @@ struct EntryIn {
     #[serde(default)]
     ipv4: Option<String>,
     #[serde(default)]
+    ipv6: Option<String>,
+    #[serde(default)]
     allocation_timestamp: i64,
     #[serde(default)]
     metadata: MetadataIn,
@@ -133,8 +141,8 @@ struct MetadataIn {
 
 impl Checkpoint {
     /// The state file at `path`; nothing is read or written yet.
-    pub(crate) fn at(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        Self { disk, path }
+    pub(crate) fn at(disk: Arc<dyn Disk>, path: PathBuf, family: Family) -> Self {
+        Self { disk, path, family }
     }
 
     /// Removes what a crash in the middle of a write left beside the file.
@@ -158,7 +166,7 @@ impl Checkpoint {
     /// [`WriteError`] if a faulty file could not be kept aside.
     pub(crate) fn load(&self) -> Result<Loaded, WriteError> {
         let mut loaded = match self.disk.read(&self.path) {
-            Ok(bytes) => parse(&bytes),
+            Ok(bytes) => parse(&bytes, self.family),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
             Err(error) => {
                 Loaded { problems: vec![Problem::Unreadable(error.to_string())], ..Loaded::default() }
@@ -187,11 +195,16 @@ fn render(allocations: &[Allocation]) -> String {
 }
 
 fn entry(allocation: &Allocation) -> EntryOut<'_> {
+    let (ipv4, ipv6) = match allocation.address {
+        IpAddr::V4(address) => (Some(address), None),
+        IpAddr::V6(address) => (None, Some(address)),
+    };
     EntryOut {
         network_name: allocation.key.network(),
         container_id: allocation.key.container_id(),
         if_name: allocation.key.interface(),
-        ipv4: allocation.address,
+        ipv4,
+        ipv6,
         allocation_timestamp: allocation.assigned_unix_ns,
         metadata: MetadataOut {
             k8s_pod_namespace: &allocation.pod.namespace,
@@ -201,7 +214,7 @@ fn entry(allocation: &Allocation) -> EntryOut<'_> {
     }
 }
 
-fn parse(bytes: &[u8]) -> Loaded {
+fn parse(bytes: &[u8], family: Family) -> Loaded {
     let mut problems = Vec::new();
     // What follows the first value is ignored, as the format's other reader does.
     let first = serde_json::Deserializer::from_slice(bytes).into_iter::<FileIn>().next();
@@ -222,7 +235,7 @@ fn parse(bytes: &[u8]) -> Loaded {
     let mut allocations = Vec::new();
     let (mut pods, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for (number, value) in (1..).zip(entries) {
-        match allocation(value) {
+        match allocation(value, family) {
             Ok(allocation) => {
                 let same_pod = pods.insert(allocation.key.clone(), number);
                 let same_address = addresses.insert(allocation.address, number);
@@ -237,18 +250,25 @@ fn parse(bytes: &[u8]) -> Loaded {
     Loaded { allocations, problems, kept_as: None }
 }
 
-fn allocation(value: serde_json::Value) -> Result<Allocation, String> {
+fn allocation(value: serde_json::Value, family: Family) -> Result<Allocation, String> {
     let entry: EntryIn = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let key = PodKey::new(&entry.network_name, &entry.container_id, &entry.if_name)
         .map_err(|error| error.to_string())?;
-    let text = entry.ipv4.unwrap_or_default();
-    let address = text.parse().map_err(|_| format!("ipv4 is {text:?}: expected an address like 10.0.1.7"))?;
+    let address = match family {
+        Family::V4 => parsed::<Ipv4Addr>("ipv4", entry.ipv4, "10.0.1.7")?.into(),
+        Family::V6 => parsed::<Ipv6Addr>("ipv6", entry.ipv6, "2001:db8::7")?.into(),
+    };
     Ok(Allocation {
         key,
         pod: PodName::new(&entry.metadata.k8s_pod_namespace, &entry.metadata.k8s_pod_name),
         address,
         assigned_unix_ns: entry.allocation_timestamp,
     })
+}
+
+fn parsed<T: FromStr>(key: &str, text: Option<String>, example: &str) -> Result<T, String> {
+    let text = text.unwrap_or_default();
+    text.parse().map_err(|_| format!("{key} is {text:?}: expected an address like {example}"))
 }
 
 /// The entries of a damaged file that precede the damage.

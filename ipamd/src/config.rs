@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use datapath::wanted::HostOptions;
 use ec2::{PaceOptions, Rate};
+use vpc::Family;
 
 use crate::conflist::{CniVersion, Conflist};
 use crate::pool::WarmTargets;
@@ -25,6 +26,8 @@ use read::Reader;
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) targets: WarmTargets,
+    /// The family of pods' addresses.
+    pub(crate) family: Family,
     /// Whether pods' addresses come from prefixes where the instance type takes them.
     pub(crate) delegates_prefixes: bool,
     /// MAX_ENI: how many ENIs to use at most; none leaves the instance's limit.
@@ -124,8 +127,7 @@ impl fmt::Display for ConfigErrors {
 const MOST: u32 = 65_535;
 
 /// Settings whose feature this release does not have. They may be off.
-const UNSERVED: [(&str, &str); 6] = [
-    ("ENABLE_IPv6", "IPv6 clusters"),
+const UNSERVED: [(&str, &str); 5] = [
     ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "custom networking"),
     ("ENABLE_POD_ENI", "security groups for pods"),
     ("ENABLE_MULTI_NIC", "multi-NIC pods"),
@@ -140,9 +142,7 @@ impl Config {
     /// [`ConfigErrors`] with everything that is wrong.
     pub(crate) fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         let mut reader = Reader::new(&variable);
-        if !reader.boolean("ENABLE_IPv4", true) {
-            reader.refuse("ENABLE_IPv4", "this release serves IPv4 clusters only, so it must be true");
-        }
+        let family = family(&mut reader);
         for (name, feature) in UNSERVED {
             if reader.boolean(name, false) {
                 reader.refuse(name, &format!("this release does not serve {feature} yet; leave it off"));
@@ -153,13 +153,14 @@ impl Config {
             reader.boolean(name, default);
         }
         let config = Self {
+            family,
             targets: WarmTargets {
                 warm_eni: reader.number("WARM_ENI_TARGET", 1, 0, MOST),
                 warm_ip: reader.number("WARM_IP_TARGET", 0, 0, MOST),
                 minimum_ip: reader.number("MINIMUM_IP_TARGET", 0, 0, MOST),
                 warm_prefix: reader.number("WARM_PREFIX_TARGET", 1, 0, MOST),
             },
-            delegates_prefixes: reader.boolean("ENABLE_PREFIX_DELEGATION", false),
+            delegates_prefixes: prefix_delegation(&mut reader, family),
             max_enis: max_enis(&mut reader),
             grows_while_cordoned: reader.boolean("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
             cooldown: reader.seconds("IP_COOLDOWN_PERIOD", 30, 0, 86_400),
@@ -172,7 +173,7 @@ impl Config {
             cluster_name: reader.text("CLUSTER_NAME"),
             additional_eni_tags: reader.parsed("ADDITIONAL_ENI_TAGS", BTreeMap::new(), text::eni_tags),
             network_policy_mode: network_policy_mode(&mut reader),
-            host: host_options(&mut reader),
+            host: host_options(&mut reader, family),
             state_file: reader
                 .text("AWS_VPC_K8S_CNI_BACKING_STORE")
                 .map_or_else(|| PathBuf::from("/var/run/aws-node/ipam.json"), PathBuf::from),
@@ -182,16 +183,46 @@ impl Config {
             conflist: Conflist::default(),
             conflist_directory: reader.text("HOST_CNI_CONFDIR_PATH").map(PathBuf::from),
         };
-        if config.delegates_prefixes && !config.targets.counts_ips() && config.targets.warm_prefix == 0 {
+        if config.family == Family::V4
+            && config.delegates_prefixes
+            && !config.targets.counts_ips()
+            && config.targets.warm_prefix == 0
+        {
             reader.refuse(
                 "ENABLE_PREFIX_DELEGATION",
                 "expected one of WARM_PREFIX_TARGET, WARM_IP_TARGET and MINIMUM_IP_TARGET above 0 with it",
             );
         }
-        let conflist = conflist(&mut reader, &config.host);
+        let conflist = conflist(&mut reader, &config.host, family);
         let config = Self { conflist, ..config };
         reader.finish(config)
     }
+}
+
+/// ENABLE_IPv4 and ENABLE_IPv6: a cluster has one of them.
+fn family(reader: &mut Reader<'_>) -> Family {
+    let is_v6 = reader.boolean("ENABLE_IPv6", false);
+    let is_v4 = reader.boolean("ENABLE_IPv4", !is_v6);
+    match (is_v4, is_v6) {
+        (true, true) => {
+            reader.refuse("ENABLE_IPv6", "expected false beside ENABLE_IPv4=true: pods have one family");
+        }
+        (false, false) => {
+            reader.refuse("ENABLE_IPv4", "expected true, or ENABLE_IPv6=true: pods have one family");
+        }
+        _ => {}
+    }
+    if is_v6 { Family::V6 } else { Family::V4 }
+}
+
+/// ENABLE_PREFIX_DELEGATION, which IPv6 needs.
+fn prefix_delegation(reader: &mut Reader<'_>, family: Family) -> bool {
+    const NAME: &str = "ENABLE_PREFIX_DELEGATION";
+    let is_on = reader.boolean(NAME, false);
+    if family == Family::V6 && !is_on {
+        reader.refuse(NAME, "expected true with ENABLE_IPv6=true: IPv6 pods' addresses come from a prefix");
+    }
+    is_on
 }
 
 /// IMDS-only mode stands above provisioning: it asks for less.
@@ -239,7 +270,7 @@ fn network_policy_mode(reader: &mut Reader<'_>) -> Option<String> {
     Some(mode)
 }
 
-fn host_options(reader: &mut Reader<'_>) -> HostOptions {
+fn host_options(reader: &mut Reader<'_>, family: Family) -> HostOptions {
     let default = HostOptions::default();
     HostOptions {
         external_snat: reader.boolean("AWS_VPC_K8S_CNI_EXTERNALSNAT", default.external_snat),
@@ -249,14 +280,14 @@ fn host_options(reader: &mut Reader<'_>) -> HostOptions {
         external_service_cidrs: reader.parsed("AWS_EXTERNAL_SERVICE_CIDRS", Vec::new(), text::cidrs),
         connmark: reader.parsed("AWS_VPC_K8S_CNI_CONNMARK", default.connmark, text::connmark),
         veth_prefix: reader.parsed("AWS_VPC_K8S_CNI_VETHPREFIX", default.veth_prefix, text::veth_prefix),
-        eni_mtu: reader.number("AWS_VPC_ENI_MTU", default.eni_mtu, text::MTU_LEAST, text::MTU_MOST),
+        eni_mtu: reader.number("AWS_VPC_ENI_MTU", default.eni_mtu, text::mtu_least(family), text::MTU_MOST),
         // Refused so far, with the features that need them.
         egress: default.egress,
         strict_branches: default.strict_branches,
     }
 }
 
-fn conflist(reader: &mut Reader<'_>, host: &HostOptions) -> Conflist {
+fn conflist(reader: &mut Reader<'_>, host: &HostOptions, family: Family) -> Conflist {
     let default = Conflist::default();
     Conflist {
         cni_version: reader.parsed("CNI_SPEC_VERSION", default.cni_version, |value| match value {
@@ -265,7 +296,7 @@ fn conflist(reader: &mut Reader<'_>, host: &HostOptions) -> Conflist {
             _ => Err("expected 0.4.0 or 1.1.0".to_owned()),
         }),
         veth_prefix: host.veth_prefix.clone(),
-        pod_mtu: reader.number("POD_MTU", host.eni_mtu, text::MTU_LEAST, text::MTU_MOST),
+        pod_mtu: reader.number("POD_MTU", host.eni_mtu, text::mtu_least(family), text::MTU_MOST),
         pod_security_group_mode: reader.parsed(
             "POD_SECURITY_GROUP_ENFORCING_MODE",
             default.pod_security_group_mode,

@@ -12,15 +12,14 @@ mod subnets;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use datapath::wanted::EniNetwork;
 use ec2::{At, ConnectionTracking, Ec2, INSTANCE_TAG, Paced, Priority, Tags};
-use ipnet::Ipv4Net;
 use tracing::warn;
-use vpc::{Eni, EniId, EniKind, SecurityGroupId, SubnetId};
+use vpc::{Eni, EniId, EniKind, Family, SecurityGroupId, SubnetBlocks, SubnetId};
 
 use crate::clock::{Clock, Moment};
 use crate::config::Ec2Access;
@@ -44,6 +43,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) access: Ec2Access,
     /// Whether to delete what nodes of the cluster left behind.
     pub(crate) cleans_leaked_enis: bool,
+    /// The family of pods' addresses.
+    pub(crate) family: Family,
     /// The network card whose ENIs the pool holds.
     pub(crate) card: u16,
     pub(crate) clock: Clock,
@@ -76,7 +77,7 @@ struct Memory {
     gone: BTreeSet<EniId>,
     sightings: Sightings,
     differences: Differences,
-    subnet_cidrs: BTreeMap<SubnetId, Ipv4Net>,
+    subnet_blocks: BTreeMap<SubnetId, SubnetBlocks>,
     /// How often in a row not everything could be put right, and until when to leave it at that.
     failed_repairs: u32,
     repair_rests_until: Option<Instant>,
@@ -112,7 +113,8 @@ impl<E: Ec2> Executor<E> {
         sidecar: Arc<Sidecar>,
         options: ExecutorOptions,
     ) -> Self {
-        let subnet_cidrs = BTreeMap::from([(instance.subnet.clone(), instance.subnet_cidr)]);
+        let blocks = SubnetBlocks { ipv4: instance.subnet_cidr, ipv6: instance.subnet_ipv6_cidr };
+        let subnet_blocks = BTreeMap::from([(instance.subnet.clone(), blocks)]);
         Self {
             ec2,
             facts,
@@ -121,7 +123,7 @@ impl<E: Ec2> Executor<E> {
             host,
             sidecar,
             options,
-            memory: Mutex::new(Memory { subnet_cidrs, ..Memory::default() }),
+            memory: Mutex::new(Memory { subnet_blocks, ..Memory::default() }),
             making: tokio::sync::RwLock::new(()),
             inventories: Coalesced::default(),
             subnets: Coalesced::default(),
@@ -164,6 +166,9 @@ impl<E: Ec2> Executor<E> {
             BlockKind::Prefix => {
                 at.assign_prefixes(eni, count).await?.into_iter().map(Block::Prefix).collect()
             }
+            BlockKind::Ipv6Prefix => {
+                at.assign_ipv6_prefixes(eni, count).await?.into_iter().map(Block::Prefix).collect()
+            }
         };
         self.note(eni, |eni| take_in(eni, &assigned));
         Ok(Outcome::Assigned(assigned))
@@ -171,14 +176,19 @@ impl<E: Ec2> Executor<E> {
 
     async fn set_up_eni(&self, eni: &EniId) -> Result<Outcome, StepError> {
         let eni = self.known(eni)?;
-        self.host.set_up_eni(eni_network(&eni)).await.map_err(|error| StepError::host(&eni.id, &error))?;
+        let wanted = eni_network(&eni, self.options.family).ok_or_else(|| {
+            StepError::host(
+                &eni.id,
+                &"it has no IPv6 address of its own, which its pods' traffic needs; assign it one",
+            )
+        })?;
+        self.host.set_up_eni(wanted).await.map_err(|error| StepError::host(&eni.id, &error))?;
         Ok(Outcome::EniSetUp)
     }
 
     async fn unassign(&self, at: &At<E>, eni: &EniId, blocks: &[Block]) -> Result<Outcome, StepError> {
         let evidence = self.host.evidence().await.map_err(|error| StepError::host(eni, &error))?;
-        let addresses: Vec<_> = blocks.iter().flat_map(|block| block.addresses()).collect();
-        let in_use = host::in_use(&evidence, &addresses);
+        let in_use = host::in_use(&evidence, |address| blocks.iter().any(|block| block.contains(address)));
         if !in_use.is_empty() {
             return Ok(Outcome::InUse(in_use));
         }
@@ -255,7 +265,7 @@ impl<E: Ec2> StepRunner for Executor<E> {
         self.execute(step, urgency).await.unwrap_or_else(|error| Outcome::Failed(error.into()))
     }
 
-    fn remove_stale_rules(&self, address: Ipv4Addr) {
+    fn remove_stale_rules(&self, address: IpAddr) {
         let host = self.host.clone();
         tokio::spawn(async move {
             if let Err(error) = host.remove_pod_rules(address).await {
@@ -275,15 +285,17 @@ fn take_in(eni: &mut Eni, assigned: &[Block]) {
     }
 }
 
-/// What the host should have for a secondary ENI.
-pub(crate) fn eni_network(eni: &Eni) -> EniNetwork {
-    EniNetwork {
+/// What the host should have for a secondary ENI whose pods have addresses of `family`; none for
+/// an ENI without an address of it.
+pub(crate) fn eni_network(eni: &Eni, family: Family) -> Option<EniNetwork> {
+    let (address, subnet) = eni.own(family)?;
+    Some(EniNetwork {
         mac: eni.mac,
         table: eni.route_table(),
-        address: eni.primary_ip.into(),
-        subnet: eni.subnet_cidr.into(),
+        address,
+        subnet,
         is_trunk: eni.kind == EniKind::Trunk,
-    }
+    })
 }
 
 impl From<StepError> for StepFailure {

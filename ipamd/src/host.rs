@@ -8,7 +8,7 @@ mod verify;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use datapath::evidence::Evidence;
@@ -95,7 +95,7 @@ impl HostHandle {
     ///
     /// # Errors
     /// [`HostFailure`] if the kernel refuses.
-    pub(crate) async fn forget_eni(&self, address: Ipv4Addr, table: RouteTable) -> Result<(), HostFailure> {
+    pub(crate) async fn forget_eni(&self, address: IpAddr, table: RouteTable) -> Result<(), HostFailure> {
         self.ask(|reply| Work::ForgetEni { address, table, reply }).await
     }
 
@@ -103,7 +103,7 @@ impl HostHandle {
     ///
     /// # Errors
     /// [`HostFailure`] if the kernel refuses.
-    pub(crate) async fn remove_pod_rules(&self, address: Ipv4Addr) -> Result<(), HostFailure> {
+    pub(crate) async fn remove_pod_rules(&self, address: IpAddr) -> Result<(), HostFailure> {
         self.ask(|reply| Work::RemovePodRules { address, reply }).await
     }
 
@@ -157,22 +157,17 @@ impl HostHandle {
 }
 
 /// What the pool needs to know of the kernel. Addresses of the node's own ENIs are not among
-/// them; pods of IPv6 are another pool's.
+/// them.
 pub(crate) fn kernel_view(evidence: &Evidence) -> KernelView {
-    let v4 = |address: &IpAddr| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    };
     KernelView {
-        routed: evidence.routes.keys().filter_map(v4).collect(),
-        ruled: evidence.rules.keys().filter_map(v4).collect(),
+        routed: evidence.routes.keys().copied().collect(),
+        ruled: evidence.rules.keys().copied().collect(),
         links: evidence.links.clone(),
     }
 }
 
-/// Those of `addresses` that the kernel leads to or from.
-pub(crate) fn in_use(evidence: &Evidence, addresses: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-    let view = kernel_view(evidence);
-    let used: BTreeSet<_> = view.routed.union(&view.ruled).copied().collect();
-    addresses.iter().copied().filter(|address| used.contains(address)).collect()
+/// Those addresses that the kernel leads to or from and that `are_asked_for`.
+pub(crate) fn in_use(evidence: &Evidence, are_asked_for: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+    let used: BTreeSet<_> = evidence.routes.keys().chain(evidence.rules.keys()).copied().collect();
+    used.into_iter().filter(|address| are_asked_for(*address)).collect()
 }

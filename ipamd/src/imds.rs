@@ -2,13 +2,13 @@
 
 mod attached;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use ec2::{ImdsError, Metadata};
-use ipnet::Ipv4Net;
-use vpc::{EniId, InstanceId, Mac, SecurityGroupId, SubnetId, VpcId};
+use ipnet::{Ipv4Net, Ipv6Net};
+use vpc::{EniId, Family, InstanceId, Mac, SecurityGroupId, SubnetId, VpcId};
 
 pub(crate) use attached::Hint;
 
@@ -25,9 +25,13 @@ pub(crate) struct InstanceFacts {
     /// The primary ENI's subnet and the IPv4 block of it.
     pub(crate) subnet: SubnetId,
     pub(crate) subnet_cidr: Ipv4Net,
+    /// Its IPv6 block, if it has one; read only where pods have IPv6 addresses.
+    pub(crate) subnet_ipv6_cidr: Option<Ipv6Net>,
     pub(crate) vpc: VpcId,
     /// The node's own address.
     pub(crate) node_ip: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub(crate) node_ipv6: Option<Ipv6Addr>,
 }
 
 /// What may change while the instance runs.
@@ -35,6 +39,8 @@ pub(crate) struct InstanceFacts {
 pub(crate) struct NetworkFacts {
     /// The IPv4 blocks of the VPC, in the service's order.
     pub(crate) vpc_cidrs: Vec<Ipv4Net>,
+    /// Its IPv6 blocks; read only where pods have IPv6 addresses.
+    pub(crate) vpc_ipv6_cidrs: Vec<Ipv6Net>,
     /// The security groups of the primary ENI, sorted.
     pub(crate) security_groups: Vec<SecurityGroupId>,
 }
@@ -67,16 +73,17 @@ impl FactError {
 /// The most of a foreign answer that an error repeats.
 const SHOWN: usize = 100;
 
-/// Reads facts from instance metadata.
+/// Reads facts from instance metadata, as far as they matter to pods of one family.
 #[derive(Clone)]
 pub(crate) struct FactReader {
     imds: Arc<dyn Metadata>,
+    family: Family,
 }
 
 impl FactReader {
-    /// A reader that asks `imds`.
-    pub(crate) fn new(imds: impl Metadata) -> Self {
-        Self { imds: Arc::new(imds) }
+    /// A reader that asks `imds`, for pods with addresses of `family`.
+    pub(crate) fn new(imds: impl Metadata, family: Family) -> Self {
+        Self { imds: Arc::new(imds), family }
     }
 
     /// Everything that holds for the instance's life, in two rounds of concurrent reads.
@@ -84,13 +91,14 @@ impl FactReader {
     /// # Errors
     /// [`FactError`] with the first fact that could not be read.
     pub(crate) async fn instance(&self) -> Result<InstanceFacts, FactError> {
-        let (region, availability_zone, instance, instance_type, primary_mac, node_ip) = tokio::try_join!(
+        let (region, availability_zone, instance, instance_type, primary_mac, node_ip, node_ipv6) = tokio::try_join!(
             self.region(),
             self.text("placement/availability-zone"),
             self.value::<InstanceId>("instance-id"),
             self.text("instance-type"),
             self.value::<Mac>("mac"),
             self.value::<Ipv4Addr>("local-ipv4"),
+            self.optional::<Ipv6Addr>("ipv6"),
         )?;
         let of_primary = |leaf: &str| format!("network/interfaces/macs/{primary_mac}/{leaf}");
         let (eni, subnet, vpc, cidr) = (
@@ -105,6 +113,7 @@ impl FactReader {
             self.value::<VpcId>(&vpc),
             self.value::<Ipv4Net>(&cidr),
         )?;
+        let subnet_ipv6_cidr = self.subnet_ipv6_cidr(primary_mac).await?;
         Ok(InstanceFacts {
             region,
             availability_zone,
@@ -114,8 +123,10 @@ impl FactReader {
             primary_mac,
             subnet,
             subnet_cidr: subnet_cidr.trunc(),
+            subnet_ipv6_cidr,
             vpc,
             node_ip,
+            node_ipv6,
         })
     }
 
@@ -129,7 +140,21 @@ impl FactReader {
         let (vpc_cidrs, mut security_groups) =
             tokio::try_join!(self.list::<Ipv4Net>(&cidrs), self.list::<SecurityGroupId>(&groups))?;
         security_groups.sort();
-        Ok(NetworkFacts { vpc_cidrs, security_groups })
+        let vpc_ipv6_cidrs = match self.family {
+            Family::V4 => Vec::new(),
+            Family::V6 => self.optional_list(&of_primary("vpc-ipv6-cidr-blocks")).await?,
+        };
+        Ok(NetworkFacts { vpc_cidrs, vpc_ipv6_cidrs, security_groups })
+    }
+
+    /// The IPv6 block of the subnet of an ENI, where that matters.
+    async fn subnet_ipv6_cidr(&self, mac: Mac) -> Result<Option<Ipv6Net>, FactError> {
+        if self.family == Family::V4 {
+            return Ok(None);
+        }
+        let leaf = format!("network/interfaces/macs/{mac}/subnet-ipv6-cidr-blocks");
+        let blocks = self.optional_list::<Ipv6Net>(&leaf).await?;
+        Ok(blocks.first().map(Ipv6Net::trunc))
     }
 
     async fn region(&self) -> Result<String, FactError> {
@@ -168,6 +193,7 @@ impl FactReader {
     }
 }
 
+/// The name of the leaf with a subnet's IPv4 block.
 const SUBNET_CIDR: &str = "subnet-ipv4-cidr-block";
 
 fn path(leaf: &str) -> String {

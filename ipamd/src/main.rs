@@ -40,7 +40,7 @@ use commands::uninstall::UninstallArgs;
 use commands::why::WhyArgs;
 use ec2::{Aws, AwsOptions, Imds, ImdsOptions, PaceOptions, Paced, Priority};
 use tracing::error;
-use vpc::{InstanceLimits, Mac};
+use vpc::{Family, InstanceLimits, Mac};
 
 use config::Config;
 use imds::FactReader;
@@ -137,13 +137,13 @@ fn run() -> ExitCode {
 
 async fn init_node(args: &InitNodeArgs) -> anyhow::Result<()> {
     let primary_mac = async || -> anyhow::Result<Mac> {
-        Ok(FactReader::new(Imds::new(&ImdsOptions::default())?).instance().await?.primary_mac)
+        Ok(FactReader::new(Imds::new(&ImdsOptions::default())?, Family::V4).instance().await?.primary_mac)
     };
     commands::init_node::run(args, &NodeRoots::of_this_node(), primary_mac, &mut io::stdout()).await
 }
 
 async fn max_pods(args: &MaxPodsArgs) -> anyhow::Result<()> {
-    let facts = || anyhow::Ok(FactReader::new(Imds::new(&ImdsOptions::default())?));
+    let facts = || anyhow::Ok(FactReader::new(Imds::new(&ImdsOptions::default())?, Family::V4));
     let type_of_this_node =
         async || -> anyhow::Result<String> { Ok(facts()?.instance().await?.instance_type) };
     let describe = async |name: &str| -> anyhow::Result<InstanceLimits> {

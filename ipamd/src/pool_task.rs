@@ -14,7 +14,7 @@ mod tests;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ pub(crate) trait StepRunner: Send + Sync + 'static {
     fn run(&self, step: Step, urgency: Urgency) -> impl Future<Output = Outcome> + Send;
 
     /// Removes rules that lead to or from an address which no link has, in the background.
-    fn remove_stale_rules(&self, address: Ipv4Addr);
+    fn remove_stale_rules(&self, address: IpAddr);
 }
 
 /// The task's state; [`PoolTask::run`] owns it.
@@ -75,7 +75,7 @@ pub(crate) struct PoolTask<R> {
     writer: Writer,
     clock: Clock,
     /// What the second file last heard of.
-    recorded_quarantine: Vec<(Ipv4Addr, QuarantineReason)>,
+    recorded_quarantine: Vec<(IpAddr, QuarantineReason)>,
     /// The state file holds a pod that is known to be gone.
     is_file_stale: bool,
     /// When to try again to write what the file has not heard of.

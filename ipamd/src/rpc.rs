@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
-use vpc::{PodKey, PodName};
+use vpc::{Family, PodKey, PodName};
 
 use crate::clock::Moment;
 use crate::host::HostHandle;
@@ -51,6 +51,8 @@ const COLLECTION_SIZE: usize = 4 * 1024 * 1024;
 /// What replies carry besides the pool's answer.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplyFacts {
+    /// The family of pods' addresses.
+    pub(crate) family: Family,
     pub(crate) instance: InstanceFacts,
     pub(crate) network: Arc<RwLock<NetworkFacts>>,
     pub(crate) uses_external_snat: bool,
@@ -193,11 +195,16 @@ impl ConfigServerBackend for Services {
         &self,
         _: Request<()>,
     ) -> Result<Response<rpc::NetworkPolicyAgentConfigReply>, Status> {
+        let instance = &self.facts.instance;
+        let (node_i_pv4, node_i_pv6) = match self.facts.family {
+            Family::V4 => (instance.node_ip.to_string(), String::new()),
+            Family::V6 => (String::new(), instance.node_ipv6.map_or_else(String::new, |ip| ip.to_string())),
+        };
         Ok(Response::new(rpc::NetworkPolicyAgentConfigReply {
             network_policy_mode: self.facts.network_policy_mode.clone(),
             multi_nic_enabled: false,
-            node_i_pv4: self.facts.instance.node_ip.to_string(),
-            node_i_pv6: String::new(),
+            node_i_pv4,
+            node_i_pv6,
             instance_id: self.facts.instance.instance.to_string(),
             region: self.facts.instance.region.clone(),
         }))

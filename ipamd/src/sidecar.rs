@@ -4,7 +4,7 @@
 //! safe: cooldowns then start anew, and EC2 is searched for ENIs without an owner.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -62,22 +62,22 @@ struct Content {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Cooling {
-    address: Ipv4Addr,
+    address: IpAddr,
     until_unix_ms: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Quarantined {
-    address: Ipv4Addr,
+    address: IpAddr,
     reason: QuarantineReason,
 }
 
 /// What the last process of this boot left.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
-    pub(crate) cooling: Vec<(Ipv4Addr, Instant)>,
-    pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    pub(crate) cooling: Vec<(IpAddr, Instant)>,
+    pub(crate) quarantined: Vec<(IpAddr, QuarantineReason)>,
     /// The file is of another boot: whatever was under way then has ended.
     pub(crate) is_of_another_boot: bool,
     /// By client token; those of earlier boots too, since ENIs outlive a reboot.
@@ -141,8 +141,8 @@ impl Sidecar {
     /// [`WriteError`] if the record is not durable.
     pub(crate) fn record_pool(
         &self,
-        cooling: &[(Ipv4Addr, Instant)],
-        quarantined: &[(Ipv4Addr, QuarantineReason)],
+        cooling: &[(IpAddr, Instant)],
+        quarantined: &[(IpAddr, QuarantineReason)],
         moment: Moment,
     ) -> Result<(), WriteError> {
         // Whole seconds, so that the same cooldown gives the same text whenever it is computed.
@@ -263,8 +263,8 @@ mod tests {
         }
     }
 
-    fn address() -> Ipv4Addr {
-        Ipv4Addr::new(10, 0, 1, 7)
+    fn address() -> IpAddr {
+        "10.0.1.7".parse().unwrap()
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
         let disk = Disk::new();
         let moment = Moment::now();
         let until = moment.instant() + Duration::from_secs(20);
-        let held_back = [(Ipv4Addr::new(10, 0, 1, 8), QuarantineReason::KernelOnly)];
+        let held_back = [("2001:db8::8".parse().unwrap(), QuarantineReason::KernelOnly)];
         disk.open("boot").0.record_pool(&[(address(), until)], &held_back, moment).unwrap();
 
         let (_, remembered) = disk.open("boot");

@@ -1,7 +1,6 @@
 //! The DELs that plugins left while the daemon was away.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,11 +61,7 @@ fn read_one(disk: &dyn Disk, path: &Path) -> Result<LateDel, String> {
     let entry: SpooledDel = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let key = PodKey::new(&entry.network, &entry.container_id, &entry.interface)
         .map_err(|error| error.to_string())?;
-    let v4 = |address: &IpAddr| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    };
-    let addresses: Vec<Ipv4Addr> = entry.addresses.iter().filter_map(v4).collect();
+    let addresses = entry.addresses;
     Ok(LateDel { key, addresses, unix_ns: i64::try_from(entry.unix_time_ns).unwrap_or(i64::MAX) })
 }
 
@@ -127,12 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_keeps_its_ipv4_addresses() {
+    fn an_entry_keeps_its_addresses_of_both_families() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(entry(1).file_name(1));
         fs::write(&path, serde_json::to_vec(&entry(1)).unwrap()).unwrap();
 
-        assert_eq!(read_one(&RealDisk, &path).unwrap().addresses, [Ipv4Addr::new(10, 0, 1, 7)]);
+        assert_eq!(read_one(&RealDisk, &path).unwrap().addresses, entry(1).addresses);
     }
 
     #[test]

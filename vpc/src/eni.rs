@@ -1,10 +1,10 @@
 //! An elastic network interface as EC2 and IMDS describe it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::{EniId, EniSlot, Mac, Prefix, RouteTable, SubnetId};
+use crate::{EniId, EniSlot, Family, Mac, Prefix, RouteTable, SubnetId};
 
 /// What an ENI is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,15 @@ pub enum EniKind {
     EfaOnly,
 }
 
+/// The blocks of a subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubnetBlocks {
+    /// The IPv4 block.
+    pub ipv4: Ipv4Net,
+    /// The IPv6 block, if it has one.
+    pub ipv6: Option<Ipv6Net>,
+}
+
 /// An ENI attached to this instance, with what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Eni {
@@ -50,6 +59,8 @@ pub struct Eni {
     pub subnet_cidr: Ipv4Net,
     /// Its own address; never given to a pod.
     pub primary_ip: Ipv4Addr,
+    /// Its own IPv6 address and the IPv6 block of its subnet, where it has one.
+    pub ipv6: Option<(Ipv6Addr, Ipv6Net)>,
     /// The secondary IPs that EC2 assigned one by one.
     pub secondary_ips: Vec<Ipv4Addr>,
     /// The prefixes that EC2 delegated to it.
@@ -57,6 +68,15 @@ pub struct Eni {
 }
 
 impl Eni {
+    /// Its own address of `family`, with the block of its subnet; none if it has none.
+    #[must_use]
+    pub fn own(&self, family: Family) -> Option<(IpAddr, IpNet)> {
+        match family {
+            Family::V4 => Some((self.primary_ip.into(), self.subnet_cidr.into())),
+            Family::V6 => self.ipv6.map(|(address, block)| (address.into(), block.into())),
+        }
+    }
+
     /// The route table that carries this ENI's pods.
     #[must_use]
     pub fn route_table(&self) -> RouteTable {

@@ -14,7 +14,7 @@ mod pod;
 mod prefix;
 mod slot;
 
-pub use eni::{Eni, EniKind, EniRole};
+pub use eni::{Eni, EniKind, EniRole, SubnetBlocks};
 pub use family::Family;
 pub use gateway::{IPV6_VPC_ROUTER, pod_gateway, subnet_gateway};
 pub use id::{AttachmentId, EniId, IdError, InstanceId, SecurityGroupId, SubnetId, VpcId};

@@ -1,7 +1,7 @@
 //! Delegated prefixes: blocks of addresses that EC2 assigns to an ENI as one.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -44,6 +44,20 @@ impl Prefix {
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
         self.0.contains(&address)
+    }
+
+    /// The address number `number`, from 0; none beyond the prefix's end.
+    #[must_use]
+    pub fn nth(self, number: u64) -> Option<IpAddr> {
+        let address: IpAddr = match self.0 {
+            IpNet::V4(net) => {
+                Ipv4Addr::from_bits(u32::from(net.network()).checked_add(u32::try_from(number).ok()?)?).into()
+            }
+            IpNet::V6(net) => {
+                Ipv6Addr::from_bits(u128::from(net.network()).checked_add(u128::from(number))?).into()
+            }
+        };
+        self.contains(address).then_some(address)
     }
 
     /// The addresses that pods may take from an IPv4 prefix, in ascending order; none for IPv6.
@@ -147,6 +161,18 @@ mod tests {
     #[test]
     fn the_last_prefix_of_the_address_space_has_sixteen_addresses_too() {
         assert_eq!("255.255.255.240/28".parse::<Prefix>().unwrap().ipv4_addresses().count(), 16);
+    }
+
+    #[test]
+    fn addresses_are_numbered_from_the_first_to_the_last() {
+        let (v4, v6): (Prefix, Prefix) =
+            ("255.255.255.240/28".parse().unwrap(), "2001:db8:0:1:d81e::/80".parse().unwrap());
+
+        assert_eq!(v4.nth(15), Some("255.255.255.255".parse().unwrap()));
+        assert_eq!(v4.nth(16), None);
+        assert_eq!(v6.nth(0), Some("2001:db8:0:1:d81e::".parse().unwrap()));
+        assert_eq!(v6.nth((1 << 48) - 1), Some("2001:db8:0:1:d81e:ffff:ffff:ffff".parse().unwrap()));
+        assert_eq!(v6.nth(1 << 48), None);
     }
 
     #[test]

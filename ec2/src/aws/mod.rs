@@ -191,6 +191,7 @@ impl Ec2 for Aws {
             NewAddresses::None => request,
             NewAddresses::SecondaryIps(count) => request.secondary_private_ip_address_count(count.into()),
             NewAddresses::Ipv4Prefixes(count) => request.ipv4_prefix_count(count.into()),
+            NewAddresses::Ipv6Address => request.ipv6_address_count(1),
         };
 
         let answer = asked.answer(request.send().await).await?;
@@ -292,6 +293,22 @@ impl Ec2 for Aws {
         let reader = asked.reader();
         let assigned = answer.assigned_ipv4_prefixes().iter();
         assigned.map(|item| reader.parsed("assignedIpv4PrefixSet.ipv4Prefix", item.ipv4_prefix())).collect()
+    }
+
+    async fn assign_ipv6_prefixes(&self, eni: &EniId, count: u16) -> Result<Vec<Prefix>> {
+        let resource = format!("of {count} IPv6 prefixes to {eni}");
+        let asked = self.asked(Action::AssignIpv6Addresses, &resource);
+        let request = self
+            .client
+            .assign_ipv6_addresses()
+            .network_interface_id(eni.as_str())
+            .ipv6_prefix_count(count.into());
+
+        let answer = asked.answer(request.send().await).await?;
+
+        let reader = asked.reader();
+        let assigned = answer.assigned_ipv6_prefixes().iter();
+        assigned.map(|prefix| reader.parsed("assignedIpv6PrefixSet", Some(prefix))).collect()
     }
 
     async fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> Result<()> {

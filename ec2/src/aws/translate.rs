@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use aws_sdk_ec2::types as sdk;
+use ipnet::Ipv6Net;
 use vpc::{EniKind, EniSlot, InstanceId};
 
 use crate::{
@@ -197,11 +198,24 @@ impl Answer<'_> {
                 Some(text) => Some(self.parsed_text(&field("cidrBlock"), text)?),
                 None => None,
             },
+            ipv6_cidr: self.ipv6_cidr(&field("ipv6CidrBlockAssociationSet"), subnet)?,
             free_addresses: self
                 .number(&field("availableIpAddressCount"), subnet.available_ip_address_count())?,
             tags: tags(subnet.tags()),
             id,
         })
+    }
+
+    /// The IPv6 block of a subnet; a subnet has one at most, beside those it lost.
+    fn ipv6_cidr(&self, field: &str, subnet: &sdk::Subnet) -> Result<Option<Ipv6Net>> {
+        let blocks = subnet.ipv6_cidr_block_association_set().iter().filter(|block| {
+            let state = block.ipv6_cidr_block_state().and_then(|state| state.state());
+            state.is_none_or(|state| matches!(state.as_str(), "associated" | "associating"))
+        });
+        match blocks.filter_map(|block| block.ipv6_cidr_block()).next() {
+            Some(text) => self.parsed_text(&format!("{field}.ipv6CidrBlock"), text).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The positions that are taken on `instance`.

@@ -296,6 +296,24 @@ impl<E: Ec2> At<E> {
         Ok(prefixes)
     }
 
+    /// Assigns `count` IPv6 prefixes of EC2's choice and gives those. Where EC2 does not list them,
+    /// gives all the IPv6 prefixes that the ENI holds now.
+    ///
+    /// # Errors
+    /// [`Ec2Error`]; after one that [may have happened](Ec2Error::may_have_happened), read the ENI.
+    pub async fn assign_ipv6_prefixes(&self, eni: &EniId, count: u16) -> Result<Vec<Prefix>> {
+        let resource = format!("of {count} IPv6 prefixes to {eni}");
+        let assigned = self
+            .request(Action::AssignIpv6Addresses, &resource, || self.ec2().assign_ipv6_prefixes(eni, count))
+            .await?;
+        if !assigned.is_empty() {
+            return Ok(assigned);
+        }
+        let mut prefixes = self.after_assigning(eni).await?.prefixes;
+        prefixes.retain(|prefix| matches!(prefix.net(), ipnet::IpNet::V6(_)));
+        Ok(prefixes)
+    }
+
     /// The ENI as it is once EC2 assigned something without saying what.
     async fn after_assigning(&self, eni: &EniId) -> Result<EniRecord> {
         let record = self.enis(std::slice::from_ref(eni)).await?.pop();

@@ -54,12 +54,18 @@ pub(super) fn count(number: impl Into<u64>, singular: &str, plural: &str) -> Str
     }
 }
 
+/// How many addresses; those of an IPv6 prefix are not counted.
+pub(super) fn addresses(number: u32) -> String {
+    if number == u32::MAX { "2^48".to_owned() } else { number.to_string() }
+}
+
 /// How many addresses are in which state.
 pub(super) fn states(counts: &AddressCounts) -> String {
     let AddressCounts { assigned, cooling, quarantined, free, setting_up, .. } = counts;
+    let free = addresses(*free);
     let mut text = format!("{assigned} assigned, {free} free, {cooling} cooling, {quarantined} quarantined");
     if *setting_up > 0 {
-        text.push_str(&format!(", {setting_up} being set up"));
+        text.push_str(&format!(", {} being set up", addresses(*setting_up)));
     }
     text
 }

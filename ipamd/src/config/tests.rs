@@ -128,7 +128,6 @@ fn a_feature_of_a_later_release_is_refused_by_name_when_on_and_accepted_when_off
             "{complaints:?}"
         );
     }
-    assert!(complaints(&[("ENABLE_IPv4", "false")])[0].contains("must be true"));
 }
 
 #[test]
@@ -252,4 +251,35 @@ fn random_ports_and_endpoints_are_read() {
         .len(),
         3
     );
+}
+
+const IPV6: [(&str, &str); 3] =
+    [("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false"), ("ENABLE_PREFIX_DELEGATION", "true")];
+
+#[test]
+fn a_cluster_has_one_family_and_ipv6_needs_prefix_delegation() {
+    assert_eq!(read(&[]).unwrap().family, Family::V4);
+    assert_eq!(read(&IPV6).unwrap().family, Family::V6);
+    assert_eq!(read(&[IPV6[0], IPV6[2]]).unwrap().family, Family::V6, "ENABLE_IPv4 not set");
+    assert_eq!(
+        complaints(&[("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "true")]),
+        [
+            r#"ENABLE_IPv6 is "true": expected false beside ENABLE_IPv4=true: pods have one family"#,
+            "ENABLE_PREFIX_DELEGATION is not set: expected true with ENABLE_IPv6=true: IPv6 pods' addresses \
+             come from a prefix",
+        ]
+    );
+    assert_eq!(
+        complaints(&[("ENABLE_IPv4", "false")]),
+        [r#"ENABLE_IPv4 is "false": expected true, or ENABLE_IPv6=true: pods have one family"#]
+    );
+}
+
+#[test]
+fn ipv6_needs_the_least_mtu_of_ipv6_and_no_warm_target() {
+    let with = |name, value| [IPV6.as_slice(), &[(name, value)]].concat();
+
+    assert!(complaints(&with("AWS_VPC_ENI_MTU", "1279"))[0].contains("1280"));
+    assert!(complaints(&with("POD_MTU", "1000"))[0].contains("1280"));
+    assert!(read(&with("WARM_PREFIX_TARGET", "0")).is_ok());
 }

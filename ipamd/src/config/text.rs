@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 
 use datapath::wanted::RandomSnat;
 use ipnet::Ipv4Net;
+use vpc::Family;
 
-/// The least MTU that every IPv4 host must take.
-pub(super) const MTU_LEAST: u32 = 576;
+/// The least MTU that every host with addresses of `family` must take.
+pub(super) fn mtu_least(family: Family) -> u32 {
+    match family {
+        Family::V4 => 576,
+        Family::V6 => 1280,
+    }
+}
+
 /// The largest MTU within a VPC.
 pub(super) const MTU_MOST: u32 = 9001;
 

@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use ec2::{At, AttachEni, CREATED_AT_TAG, Class, CreateEni, Ec2, EniRecord, NewAddresses, eni_description};
-use ipnet::Ipv4Net;
 use tracing::{info, warn};
-use vpc::{AttachmentId, Eni, EniId, EniRole, EniSlot, SecurityGroupId, SubnetId};
+use vpc::{AttachmentId, Eni, EniId, EniRole, EniSlot, SecurityGroupId, SubnetBlocks, SubnetId};
 
 use super::failure::StepError;
 use super::{Executor, Known};
@@ -33,8 +32,10 @@ pub(super) struct Wish<'a> {
 impl<E: Ec2> Executor<E> {
     pub(super) async fn allocate_eni(&self, at: &At<E>, wish: Wish<'_>) -> Result<Outcome, StepError> {
         let _making = self.making.read().await;
-        let cidr =
-            self.subnet_cidr(at, wish.subnet).await?.ok_or_else(|| StepError::unknown_subnet(wish.subnet))?;
+        let blocks = self
+            .subnet_blocks_of(at, wish.subnet)
+            .await?
+            .ok_or_else(|| StepError::unknown_subnet(wish.subnet))?;
         let token = (self.options.new_token)();
         let moment = self.moment();
         let intent = EniIntent {
@@ -70,7 +71,7 @@ impl<E: Ec2> Executor<E> {
                 }
                 self.forget(&token).await;
                 let survivor = tied.is_err().then_some(attachment);
-                Ok(Outcome::EniAllocated(self.adopt(&record, wish, cidr, survivor)))
+                Ok(Outcome::EniAllocated(self.adopt(&record, wish, blocks, survivor)))
             }
             Err(error) => {
                 if self.delete_unused(at, &record.id).await {
@@ -96,6 +97,9 @@ impl<E: Ec2> Executor<E> {
                 blocks if blocks.count() == 0 => NewAddresses::None,
                 Blocks::Ips(count) => NewAddresses::SecondaryIps(to_u16(count)),
                 Blocks::Prefixes(count) => NewAddresses::Ipv4Prefixes(to_u16(count)),
+                // EC2 gives a new ENI addresses or prefixes of IPv6, not both, and it needs one of
+                // its own. The pool asks for the prefix when the ENI is there.
+                Blocks::Ipv6Prefixes(_) => NewAddresses::Ipv6Address,
             },
             connection_tracking: self.memory(|memory| memory.connection_tracking),
         }
@@ -142,7 +146,7 @@ impl<E: Ec2> Executor<E> {
         &self,
         record: &EniRecord,
         wish: Wish<'_>,
-        cidr: Ipv4Net,
+        blocks: SubnetBlocks,
         survives_instance: Option<AttachmentId>,
     ) -> Eni {
         let eni = Eni {
@@ -153,9 +157,10 @@ impl<E: Ec2> Executor<E> {
             kind: record.kind,
             is_managed: true,
             subnet: wish.subnet.clone(),
-            subnet_cidr: cidr,
+            subnet_cidr: blocks.ipv4,
             // EC2 gives every IPv4 ENI an address of its own.
             primary_ip: record.primary_ip.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
+            ipv6: record.ipv6_addresses.first().copied().zip(blocks.ipv6),
             secondary_ips: record.secondary_ips.clone(),
             prefixes: record.prefixes.clone(),
         };

@@ -39,7 +39,11 @@ impl StepError {
         let is_subnets_fault = !error.may_have_happened()
             && matches!(
                 error.class(),
-                Class::SubnetExhausted | Class::NoFreePrefix | Class::NotFound | Class::Invalid
+                Class::SubnetExhausted
+                    | Class::NoFreePrefix
+                    | Class::NoIpv6Block
+                    | Class::NotFound
+                    | Class::Invalid
             );
         let error = Self::from(error);
         if is_subnets_fault && error.class != FailureClass::NoFreePrefix {
@@ -72,7 +76,7 @@ fn class_of(error: &Ec2Error) -> FailureClass {
         Class::Throttled => FailureClass::Throttled,
         Class::Unauthorized { .. } => FailureClass::Denied,
         Class::Credentials => FailureClass::Credentials,
-        Class::SubnetExhausted => FailureClass::SubnetExhausted,
+        Class::SubnetExhausted | Class::NoIpv6Block => FailureClass::SubnetExhausted,
         Class::NoFreePrefix => FailureClass::NoFreePrefix,
         Class::Quota => FailureClass::Quota,
         Class::AddressLimit | Class::AttachmentLimit | Class::SlotInUse => FailureClass::LimitReached,

@@ -1,12 +1,10 @@
 //! Giving an ENI back: asked of the kernel first, then detached, then deleted.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use datapath::evidence::Evidence;
 use ec2::{At, Class, Ec2};
 use tracing::info;
-use vpc::{EniId, Prefix};
+use vpc::EniId;
 
 use super::Executor;
 use super::failure::StepError;
@@ -23,16 +21,21 @@ impl<E: Ec2> Executor<E> {
         let record = at.enis(std::slice::from_ref(id)).await?.pop();
         // Asked right before the call, since a pod may have come to the kernel by another hand.
         let evidence = self.host.evidence().await.map_err(|error| StepError::host(id, &error))?;
-        let in_use = match &record {
-            Some(record) => in_use(&evidence, &record.secondary_ips, &record.prefixes),
-            None => in_use(&evidence, &eni.secondary_ips, &eni.prefixes),
+        let (ips, prefixes) = match &record {
+            Some(record) => (&record.secondary_ips, &record.prefixes),
+            None => (&eni.secondary_ips, &eni.prefixes),
         };
+        let in_use = host::in_use(&evidence, |address| {
+            ips.iter().any(|ip| address == *ip) || prefixes.iter().any(|prefix| prefix.contains(address))
+        });
         if !in_use.is_empty() {
             return Ok(Outcome::InUse(in_use));
         }
         // Before the link goes, so that the host is not seen to lack what it should not have.
-        let forgotten = self.host.forget_eni(eni.primary_ip, eni.route_table()).await;
-        forgotten.map_err(|error| StepError::host(id, &error))?;
+        if let Some((address, _)) = eni.own(self.options.family) {
+            let forgotten = self.host.forget_eni(address, eni.route_table()).await;
+            forgotten.map_err(|error| StepError::host(id, &error))?;
+        }
         if let Some(record) = record {
             if let Some(attachment) = record.attachment {
                 at.detach_eni(&attachment.id).await?;
@@ -60,13 +63,4 @@ pub(super) async fn delete_detached<E: Ec2>(at: &At<E>, id: &EniId) -> Result<()
             outcome => return Ok(outcome?),
         }
     }
-}
-
-/// The addresses, single ones or within prefixes, that the kernel leads to or from.
-fn in_use(evidence: &Evidence, ips: &[Ipv4Addr], prefixes: &[Prefix]) -> Vec<Ipv4Addr> {
-    let view = host::kernel_view(evidence);
-    let is_on_eni = |address: &Ipv4Addr| {
-        ips.contains(address) || prefixes.iter().any(|prefix| prefix.contains(IpAddr::V4(*address)))
-    };
-    view.routed.union(&view.ruled).copied().filter(is_on_eni).collect()
 }

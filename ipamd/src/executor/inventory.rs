@@ -7,10 +7,11 @@ use std::time::Duration;
 use ec2::{AttachmentStatus, Ec2, EniRecord, Priority, Tags};
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
-use vpc::{AttachmentId, Eni, EniId, EniKind, EniRole, EniSlot, SubnetId};
+use vpc::{AttachmentId, Eni, EniId, EniKind, EniRole, EniSlot, SubnetBlocks, SubnetId};
 
 use super::failure::StepError;
 use super::free::delete_detached;
+use super::subnets::blocks_of;
 use super::{Executor, Known};
 use crate::imds::Hint;
 use crate::sidecar::EniIntent;
@@ -50,10 +51,10 @@ impl<E: Ec2> Executor<E> {
         // as attached until it is gone, and whoever began that may have died meanwhile.
         let (leaving, records): (Vec<_>, Vec<_>) = records?.into_iter().partition(is_leaving);
         self.see_off(leaving);
-        let cidrs = self.subnet_cidrs(&hints, &records).await;
+        let blocks = self.subnet_blocks(&hints, &records).await;
         let (mut enis, mut others) = (BTreeMap::new(), BTreeSet::new());
         for record in records {
-            match self.known_of(&record, &cidrs) {
+            match self.known_of(&record, &blocks) {
                 Some(known) if known.eni.slot.card.0 == self.options.card => {
                     enis.insert(record.id.clone(), known);
                 }
@@ -73,7 +74,7 @@ impl<E: Ec2> Executor<E> {
         self.memory(|memory| {
             memory.enis = enis;
             memory.others = others;
-            memory.subnet_cidrs.extend(cidrs);
+            memory.subnet_blocks.extend(blocks);
         });
         Ok(seen)
     }
@@ -221,31 +222,31 @@ impl<E: Ec2> Executor<E> {
         });
     }
 
-    /// The IPv4 blocks of all subnets that the ENIs lie in, as far as anybody knows them.
-    async fn subnet_cidrs(&self, hints: &[Hint], records: &[EniRecord]) -> BTreeMap<SubnetId, Ipv4Net> {
-        let mut cidrs = self.memory(|memory| memory.subnet_cidrs.clone());
-        cidrs.extend(hints.iter().filter_map(|hint| hint.subnet.clone()));
-        if records.iter().any(|record| !cidrs.contains_key(&record.subnet)) {
+    /// The blocks of all subnets that the ENIs lie in, as far as anybody knows them.
+    async fn subnet_blocks(&self, hints: &[Hint], records: &[EniRecord]) -> BTreeMap<SubnetId, SubnetBlocks> {
+        let mut blocks = self.memory(|memory| memory.subnet_blocks.clone());
+        blocks.extend(hints.iter().filter_map(|hint| hint.subnet.clone()));
+        if records.iter().any(|record| !blocks.contains_key(&record.subnet)) {
             let at = self.ec2.at(Priority::Reconcile);
             match at.subnets(&self.instance.vpc, &self.instance.availability_zone).await {
                 Ok(found) => {
-                    cidrs.extend(found.into_iter().filter_map(|subnet| Some((subnet.id, subnet.ipv4_cidr?))));
+                    blocks.extend(found.into_iter().filter_map(|subnet| blocks_of(&subnet)));
                 }
                 Err(error) => warn!(%error, "the block of a subnet is not known"),
             }
         }
-        cidrs
+        blocks
     }
 
-    fn known_of(&self, record: &EniRecord, cidrs: &BTreeMap<SubnetId, Ipv4Net>) -> Option<Known> {
+    fn known_of(&self, record: &EniRecord, blocks: &BTreeMap<SubnetId, SubnetBlocks>) -> Option<Known> {
         let attachment = record.attachment.as_ref()?;
         let is_primary = record.id == self.instance.primary_eni;
         // One without an IPv4 address, like an EFA-only one, serves no pod, and takes its position
         // all the same.
         let own_address = record.primary_ip.filter(|_| record.kind != EniKind::EfaOnly);
-        let subnet_cidr = match own_address {
-            Some(_) => *cidrs.get(&record.subnet)?,
-            None => Ipv4Net::default(),
+        let blocks = match own_address {
+            Some(_) => *blocks.get(&record.subnet)?,
+            None => SubnetBlocks { ipv4: Ipv4Net::default(), ipv6: None },
         };
         let eni = Eni {
             id: record.id.clone(),
@@ -255,8 +256,9 @@ impl<E: Ec2> Executor<E> {
             kind: record.kind,
             is_managed: is_primary || (own_address.is_some() && self.is_managed(&record.tags)),
             subnet: record.subnet.clone(),
-            subnet_cidr,
+            subnet_cidr: blocks.ipv4,
             primary_ip: own_address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            ipv6: record.ipv6_addresses.first().copied().zip(blocks.ipv6),
             secondary_ips: record.secondary_ips.clone(),
             prefixes: record.prefixes.clone(),
         };

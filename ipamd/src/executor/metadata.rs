@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ec2::Ec2;
 use tracing::{info, warn};
-use vpc::{Eni, EniId, EniKind, EniRole, EniSlot, Prefix};
+use vpc::{Eni, EniId, EniKind, EniRole, EniSlot, Family, Prefix};
 
 use super::failure::StepError;
 use super::{Executor, Known};
@@ -108,6 +108,7 @@ fn differences(
     shown: &[Hint],
     known: &BTreeMap<EniId, Known>,
     others: &BTreeSet<EniId>,
+    family: Family,
 ) -> BTreeSet<Difference> {
     let mut found = BTreeSet::new();
     for hint in shown.iter().filter(|hint| !others.contains(&hint.eni)) {
@@ -117,7 +118,7 @@ fn differences(
             continue;
         };
         let shown: BTreeSet<_> = items(hint).collect();
-        let held: BTreeSet<_> = held(&known.eni).collect();
+        let held: BTreeSet<_> = held(&known.eni, family).collect();
         found.extend(shown.difference(&held).map(|item| Difference::Gained(id.clone(), *item)));
         found.extend(held.difference(&shown).map(|item| Difference::Lost(id.clone(), *item)));
     }
@@ -130,9 +131,10 @@ fn is_shown(shown: &[Hint], id: &EniId) -> bool {
     shown.iter().any(|hint| hint.eni == *id)
 }
 
-fn held(eni: &Eni) -> impl Iterator<Item = Item> {
-    let v4 = eni.prefixes.iter().filter(|prefix| matches!(prefix.net(), ipnet::IpNet::V4(_)));
-    eni.secondary_ips.iter().copied().map(Item::Ip).chain(v4.copied().map(Item::Prefix))
+/// What metadata should show of an ENI; of prefixes it is asked for those of one family.
+fn held(eni: &Eni, family: Family) -> impl Iterator<Item = Item> {
+    let asked_for = eni.prefixes.iter().filter(move |prefix| Family::of(prefix.net().addr()) == family);
+    eni.secondary_ips.iter().copied().map(Item::Ip).chain(asked_for.copied().map(Item::Prefix))
 }
 
 impl<E: Ec2> Executor<E> {
@@ -150,7 +152,7 @@ impl<E: Ec2> Executor<E> {
                 memory.gone.retain(|id| is_shown(&shown, id));
                 let of_no_interest = [&memory.others, &memory.gone, &memory.leaving];
                 let of_no_interest = of_no_interest.into_iter().flatten().cloned().collect();
-                let found = differences(&shown, &memory.enis, &of_no_interest);
+                let found = differences(&shown, &memory.enis, &of_no_interest, self.options.family);
                 memory.differences.take_in(found)
             }),
             Err(error) => {
@@ -198,7 +200,7 @@ impl<E: Ec2> Executor<E> {
         }
         let seen = enis.values().map(|known| known.eni.clone()).collect();
         self.memory(|memory| {
-            memory.subnet_cidrs.extend(hints.iter().filter_map(|hint| hint.subnet.clone()));
+            memory.subnet_blocks.extend(hints.iter().filter_map(|hint| hint.subnet.clone()));
             memory.enis = enis;
             memory.others = others;
         });
@@ -220,7 +222,7 @@ impl<E: Ec2> Executor<E> {
 
     fn eni_of(&self, hint: &Hint) -> Option<Eni> {
         let is_primary = hint.eni == self.instance.primary_eni;
-        let (subnet, subnet_cidr) = hint.subnet.clone()?;
+        let (subnet, blocks) = hint.subnet.clone()?;
         Some(Eni {
             id: hint.eni.clone(),
             mac: hint.mac,
@@ -229,8 +231,9 @@ impl<E: Ec2> Executor<E> {
             kind: if hint.primary_ip.is_some() { EniKind::Interface } else { EniKind::EfaOnly },
             is_managed: is_primary || hint.primary_ip.is_some(),
             subnet,
-            subnet_cidr,
+            subnet_cidr: blocks.ipv4,
             primary_ip: hint.primary_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            ipv6: hint.ipv6.zip(blocks.ipv6),
             secondary_ips: hint.secondary_ips.clone(),
             prefixes: hint.prefixes.clone(),
         })
@@ -251,6 +254,8 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use vpc::SubnetBlocks;
+
     use super::*;
 
     fn ip(last: u8) -> Ipv4Addr {
@@ -262,9 +267,13 @@ mod tests {
             eni: id.parse().unwrap(),
             mac: "02:00:00:00:00:01".parse().unwrap(),
             slot: EniSlot::new(0, 1),
-            subnet: Some(("subnet-1".parse().unwrap(), "10.0.1.0/24".parse().unwrap())),
+            subnet: Some((
+                "subnet-1".parse().unwrap(),
+                SubnetBlocks { ipv4: "10.0.1.0/24".parse().unwrap(), ipv6: None },
+            )),
             primary_ip: Some(ip(9)),
             secondary_ips: ips.iter().copied().map(ip).collect(),
+            ipv6: None,
             prefixes: Vec::new(),
         }
     }
@@ -281,6 +290,7 @@ mod tests {
             subnet: "subnet-1".parse().unwrap(),
             subnet_cidr: "10.0.1.0/24".parse().unwrap(),
             primary_ip: ip(9),
+            ipv6: None,
             secondary_ips: hint.secondary_ips,
             prefixes: Vec::new(),
         };
@@ -315,7 +325,7 @@ mod tests {
     #[test]
     fn an_eni_that_comes_is_looked_at_once_and_at_once() {
         let mut differences_ = Differences::default();
-        let look = || differences(&[hint("eni-2", &[])], &BTreeMap::new(), &BTreeSet::new());
+        let look = || differences(&[hint("eni-2", &[])], &BTreeMap::new(), &BTreeSet::new(), Family::V4);
 
         assert!(differences_.take_in(look()));
         assert!(!differences_.take_in(look()));
@@ -325,7 +335,9 @@ mod tests {
     #[test]
     fn an_address_that_differs_twice_in_a_row_is_looked_at_once() {
         let mut all = Differences::default();
-        let look = |ips: &[u8]| differences(&[hint("eni-1", ips)], &known("eni-1", &[20]), &BTreeSet::new());
+        let look = |ips: &[u8]| {
+            differences(&[hint("eni-1", ips)], &known("eni-1", &[20]), &BTreeSet::new(), Family::V4)
+        };
 
         let triggers: Vec<_> = [&[20, 21][..], &[20, 21], &[20, 21], &[20], &[20, 21], &[20], &[], &[]]
             .map(|ips| all.take_in(look(ips)))
@@ -337,7 +349,7 @@ mod tests {
     #[test]
     fn an_eni_that_goes_is_missed_at_the_second_look() {
         let mut all = Differences::default();
-        let look = || differences(&[], &known("eni-1", &[20]), &BTreeSet::new());
+        let look = || differences(&[], &known("eni-1", &[20]), &BTreeSet::new(), Family::V4);
 
         assert_eq!([all.take_in(look()), all.take_in(look()), all.take_in(look())], [false, true, false]);
     }
@@ -346,6 +358,6 @@ mod tests {
     fn what_stands_on_another_card_is_no_news() {
         let others = BTreeSet::from(["eni-9".parse().unwrap()]);
 
-        assert!(differences(&[hint("eni-9", &[20])], &BTreeMap::new(), &others).is_empty());
+        assert!(differences(&[hint("eni-9", &[20])], &BTreeMap::new(), &others, Family::V4).is_empty());
     }
 }

@@ -1,8 +1,7 @@
 //! The subnets of this zone, and what their tags allow.
 
 use ec2::{At, Ec2, SubnetRecord};
-use ipnet::Ipv4Net;
-use vpc::SubnetId;
+use vpc::{Family, SubnetBlocks, SubnetId};
 
 use super::Executor;
 use super::failure::StepError;
@@ -26,26 +25,36 @@ impl<E: Ec2> Executor<E> {
         let cluster = self.options.cluster_name.as_deref();
         let subnets: Vec<_> = found
             .iter()
-            .filter_map(|record| subnet(record, primary, cluster, self.options.discovers_subnets))
+            .filter_map(|record| {
+                let subnet = subnet(record, primary, cluster, self.options.discovers_subnets)?;
+                // An ENI without IPv6 could carry no pod of IPv6.
+                let has_family = self.options.family == Family::V4 || record.ipv6_cidr.is_some();
+                Some(Subnet { takes_enis: subnet.takes_enis && has_family, ..subnet })
+            })
             .collect();
         self.memory(|memory| {
-            memory.subnet_cidrs.extend(subnets.iter().map(|subnet| (subnet.id.clone(), subnet.cidr)));
+            memory.subnet_blocks.extend(found.iter().filter_map(blocks_of));
         });
         Ok(subnets)
     }
 
-    /// The IPv4 block of a subnet, from EC2 unless it is known; none if there is no such subnet.
-    pub(super) async fn subnet_cidr(
+    /// The blocks of a subnet, from EC2 unless they are known; none if there is no such subnet.
+    pub(super) async fn subnet_blocks_of(
         &self,
         at: &At<E>,
         subnet: &SubnetId,
-    ) -> Result<Option<Ipv4Net>, StepError> {
-        let known = || self.memory(|memory| memory.subnet_cidrs.get(subnet).copied());
+    ) -> Result<Option<SubnetBlocks>, StepError> {
+        let known = || self.memory(|memory| memory.subnet_blocks.get(subnet).copied());
         if known().is_none() {
             self.read_subnets(at).await?;
         }
         Ok(known())
     }
+}
+
+/// The blocks of a subnet that EC2 describes; none for one without IPv4 addresses.
+pub(super) fn blocks_of(record: &SubnetRecord) -> Option<(SubnetId, SubnetBlocks)> {
+    Some((record.id.clone(), SubnetBlocks { ipv4: record.ipv4_cidr?, ipv6: record.ipv6_cidr }))
 }
 
 /// What the pool needs of a subnet; none for one without IPv4 addresses.
@@ -109,6 +118,7 @@ mod tests {
             vpc: "vpc-1".parse().unwrap(),
             availability_zone: "eu-central-1a".to_owned(),
             ipv4_cidr: Some("10.0.0.0/24".parse().unwrap()),
+            ipv6_cidr: None,
             free_addresses: free,
             tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Tags>(),
         }

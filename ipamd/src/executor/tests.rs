@@ -7,6 +7,7 @@ mod metadata;
 mod repairs;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use datapath::evidence::Evidence;
@@ -57,6 +58,7 @@ impl World {
             discovers_subnets: false,
             access: Ec2Access::Changes,
             cleans_leaked_enis: true,
+            family: Family::V4,
             card: 0,
             clock: Clock::system(),
             new_token: || uuid::Uuid::new_v4().to_string(),
@@ -66,10 +68,11 @@ impl World {
     fn executor_with(&self, options: ExecutorOptions) -> Executor<FakeEc2> {
         let (sidecar, _) = self.sidecar();
         let groups = vec!["sg-1".parse().unwrap()];
-        let network = NetworkFacts { vpc_cidrs: Vec::new(), security_groups: groups };
+        let network =
+            NetworkFacts { vpc_cidrs: Vec::new(), vpc_ipv6_cidrs: Vec::new(), security_groups: groups };
         Executor::new(
             Paced::new(self.ec2.clone(), PaceOptions { attempts: 1, ..PaceOptions::default() }),
-            FactReader::new(self.imds.clone()),
+            FactReader::new(self.imds.clone(), Family::V4),
             instance(),
             Arc::new(RwLock::new(network)),
             self.host.handle(),
@@ -109,8 +112,10 @@ fn instance() -> InstanceFacts {
         primary_mac: "02:00:00:00:00:0a".parse().unwrap(),
         subnet: "subnet-1".parse().unwrap(),
         subnet_cidr: "10.0.1.0/24".parse().unwrap(),
+        subnet_ipv6_cidr: None,
         vpc: "vpc-1".parse().unwrap(),
         node_ip: Ipv4Addr::new(10, 0, 1, 10),
+        node_ipv6: None,
     }
 }
 
@@ -286,7 +291,8 @@ async fn what_the_kernel_uses_is_not_returned() {
         run(&executor, Step::Unassign { eni: eni.clone(), blocks: vec![Block::Ip(address)] }).await;
     let freed = run(&executor, Step::FreeEni { eni }).await;
 
-    assert_eq!((unassigned, freed), (Outcome::InUse(vec![address]), Outcome::InUse(vec![address])));
+    let in_use = Outcome::InUse(vec![address.into()]);
+    assert_eq!((unassigned, freed), (in_use.clone(), in_use));
     assert_eq!(world.ec2.calls(), ["DescribeNetworkInterfaces"]);
     assert_eq!(world.secondary_ids(), ["eni-2"]);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -40,12 +40,12 @@ pub(crate) enum Work {
         reply: Reply<()>,
     },
     ForgetEni {
-        address: Ipv4Addr,
+        address: IpAddr,
         table: RouteTable,
         reply: Reply<()>,
     },
     RemovePodRules {
-        address: Ipv4Addr,
+        address: IpAddr,
         reply: Reply<()>,
     },
     VpcCidrs {
@@ -144,13 +144,12 @@ impl Keeper {
                 self.expected.insert(eni.mac, Expected { eni, deadline, reply });
             }
             Work::ForgetEni { address, table, reply } => {
-                let address = address.into();
                 self.wanted.enis.retain(|eni| eni.address != address || eni.table != table);
                 let done = host::forget_eni(&mut self.netlink, address, table);
                 let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
             }
             Work::RemovePodRules { address, reply } => {
-                let done = host::remove_pod_rules(&mut self.netlink, address.into());
+                let done = host::remove_pod_rules(&mut self.netlink, address);
                 let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
             }
             Work::VpcCidrs { cidrs, reply } => {

@@ -267,12 +267,7 @@ async fn pods_of(pool: Option<&PoolHandle>) -> Option<Vec<Pod>> {
     let pods = of_eni.filter_map(|(table, address)| match &address.state {
         AddressState::Assigned(allocation) => Some(Pod {
             key: allocation.key.clone(),
-            on_host: PodOnHost {
-                pod: allocation.pod.clone(),
-                nic: 0,
-                address: allocation.address.into(),
-                table,
-            },
+            on_host: PodOnHost { pod: allocation.pod.clone(), nic: 0, address: allocation.address, table },
             is_old: is_old(allocation.assigned_unix_ns),
         }),
         _ => None,

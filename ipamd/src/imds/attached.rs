@@ -1,11 +1,11 @@
 //! The ENIs as instance metadata lists them: hints, which may be seconds or minutes old.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use futures::future::try_join_all;
 use ipnet::Ipv4Net;
-use vpc::{EniId, EniSlot, Mac, Prefix, SubnetId};
+use vpc::{EniId, EniSlot, Family, Mac, Prefix, SubnetBlocks, SubnetId};
 
 use super::{FactError, FactReader, SUBNET_CIDR};
 
@@ -15,11 +15,13 @@ pub(crate) struct Hint {
     pub(crate) eni: EniId,
     pub(crate) mac: Mac,
     pub(crate) slot: EniSlot,
-    pub(crate) subnet: Option<(SubnetId, Ipv4Net)>,
+    pub(crate) subnet: Option<(SubnetId, SubnetBlocks)>,
     /// Its own address; an EFA-only ENI has none.
     pub(crate) primary_ip: Option<Ipv4Addr>,
     pub(crate) secondary_ips: Vec<Ipv4Addr>,
-    /// Its IPv4 prefixes.
+    /// Its own IPv6 address, read only where pods have IPv6 addresses.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+    /// Its prefixes of the family of pods' addresses.
     pub(crate) prefixes: Vec<Prefix>,
 }
 
@@ -40,7 +42,11 @@ impl FactReader {
         let of_eni = |leaf: &str| format!("network/interfaces/macs/{mac}/{leaf}");
         let (id, subnet, cidr) = (of_eni("interface-id"), of_eni("subnet-id"), of_eni(SUBNET_CIDR));
         let (card, device) = (of_eni("network-card"), of_eni("device-number"));
-        let (addresses, prefixes) = (of_eni("local-ipv4s"), of_eni("ipv4-prefix"));
+        let addresses = of_eni("local-ipv4s");
+        let prefixes = of_eni(match self.family {
+            Family::V4 => "ipv4-prefix",
+            Family::V6 => "ipv6-prefix",
+        });
         let (eni, subnet, cidr, card, device, addresses, prefixes) = tokio::try_join!(
             self.optional::<EniId>(&id),
             self.optional::<SubnetId>(&subnet),
@@ -50,6 +56,7 @@ impl FactReader {
             self.optional_list::<Ipv4Addr>(&addresses),
             self.optional_list::<Prefix>(&prefixes),
         )?;
+        let (ipv6, ipv6_block) = tokio::try_join!(self.ipv6(mac), self.subnet_ipv6_cidr(mac))?;
         let (Some(eni), Some(device)) = (eni, device) else { return Ok(None) };
         let mut addresses = addresses.into_iter();
         Ok(Some(Hint {
@@ -57,14 +64,27 @@ impl FactReader {
             mac,
             // Only instances with several cards have the leaf.
             slot: EniSlot::new(card.unwrap_or(0), device),
-            subnet: subnet.zip(cidr.map(|cidr| cidr.trunc())),
+            subnet: subnet.zip(cidr.map(|cidr| SubnetBlocks { ipv4: cidr.trunc(), ipv6: ipv6_block })),
             primary_ip: addresses.next(),
             secondary_ips: addresses.collect(),
+            ipv6,
             prefixes,
         }))
     }
 
-    async fn optional_list<T: FromStr<Err: ToString>>(&self, leaf: &str) -> Result<Vec<T>, FactError> {
+    /// The IPv6 address of an ENI, where that matters.
+    async fn ipv6(&self, mac: Mac) -> Result<Option<Ipv6Addr>, FactError> {
+        if self.family == Family::V4 {
+            return Ok(None);
+        }
+        let addresses = format!("network/interfaces/macs/{mac}/ipv6s");
+        Ok(self.optional_list::<Ipv6Addr>(&addresses).await?.first().copied())
+    }
+
+    pub(super) async fn optional_list<T: FromStr<Err: ToString>>(
+        &self,
+        leaf: &str,
+    ) -> Result<Vec<T>, FactError> {
         match self.list(leaf).await {
             Err(FactError::Missing { .. }) => Ok(Vec::new()),
             outcome => outcome,

@@ -1,27 +1,29 @@
 //! Blocks: what EC2 assigns to an ENI in one piece, a single secondary IP or a delegated prefix.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
-use vpc::Prefix;
+use ipnet::IpNet;
+use vpc::{Family, Prefix};
 
 /// One block of addresses on an ENI. It takes one of the ENI's private address slots.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Block {
     /// A single secondary IP.
     Ip(Ipv4Addr),
-    /// A delegated IPv4 prefix, 16 addresses.
+    /// A delegated prefix: 16 addresses of IPv4, or 2^48 of IPv6.
     Prefix(Prefix),
 }
 
-/// The two sizes of block.
+/// The sizes of block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum BlockKind {
     /// Single secondary IPs.
     Ip,
-    /// Prefixes.
+    /// Prefixes of IPv4.
     Prefix,
+    /// Prefixes of IPv6.
+    Ipv6Prefix,
 }
 
 /// So many blocks of one kind, as they are asked of EC2.
@@ -29,59 +31,86 @@ pub(crate) enum BlockKind {
 pub(crate) enum Blocks {
     Ips(u32),
     Prefixes(u32),
+    Ipv6Prefixes(u32),
 }
 
 impl Block {
-    /// The block of `kind` that `address` lies in, wherever such a block might be.
-    pub(super) fn around(address: Ipv4Addr, kind: BlockKind) -> Option<Self> {
-        match kind {
-            BlockKind::Ip => Some(Self::Ip(address)),
-            BlockKind::Prefix => {
-                let net = Ipv4Net::new(address, Prefix::IPV4_LENGTH).ok()?.trunc();
-                Prefix::try_from(net).ok().map(Self::Prefix)
-            }
-        }
+    /// The blocks that `address` lies in, wherever such blocks might be.
+    pub(super) fn around(address: IpAddr) -> impl Iterator<Item = Self> {
+        let (ip, length) = match address {
+            IpAddr::V4(address) => (Some(Self::Ip(address)), Prefix::IPV4_LENGTH),
+            IpAddr::V6(_) => (None, Prefix::IPV6_LENGTH),
+        };
+        let net = IpNet::new(address, length).ok().map(|net| net.trunc());
+        let prefix = net.and_then(|net| Prefix::try_from(net).ok()).map(Self::Prefix);
+        ip.into_iter().chain(prefix)
     }
 
     pub(crate) fn kind(self) -> BlockKind {
         match self {
             Self::Ip(_) => BlockKind::Ip,
-            Self::Prefix(_) => BlockKind::Prefix,
+            Self::Prefix(prefix) => match prefix.net() {
+                IpNet::V4(_) => BlockKind::Prefix,
+                IpNet::V6(_) => BlockKind::Ipv6Prefix,
+            },
         }
     }
 
-    /// How many addresses it has.
+    /// How many addresses it has, as [`BlockKind::size`] counts them.
     pub(crate) fn size(self) -> u32 {
         self.kind().size()
+    }
+
+    /// Whether `address` is one of its addresses.
+    pub(crate) fn contains(self, address: IpAddr) -> bool {
+        match self {
+            Self::Ip(own) => address == own,
+            Self::Prefix(prefix) => prefix.contains(address),
+        }
     }
 
     /// Whether the two have an address in common.
     pub(super) fn overlaps(self, other: Self) -> bool {
         match (self, other) {
-            (Self::Ip(one), Self::Ip(other)) => one == other,
             (Self::Prefix(one), Self::Prefix(other)) => one == other,
-            (Self::Ip(address), Self::Prefix(prefix)) | (Self::Prefix(prefix), Self::Ip(address)) => {
-                prefix.contains(address.into())
-            }
+            (Self::Ip(address), block) | (block, Self::Ip(address)) => block.contains(address.into()),
         }
     }
 
-    /// Its addresses, in ascending order.
-    pub(crate) fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+    /// Its first `count` addresses, or all of them if it has no more.
+    pub(super) fn first(self, count: u32) -> impl Iterator<Item = IpAddr> {
+        let of_prefix = move |number| match self {
+            Self::Prefix(prefix) => prefix.nth(number),
+            Self::Ip(address) => (number == 0).then_some(address.into()),
+        };
+        (0..u64::from(count)).map_while(of_prefix)
+    }
+
+    /// Its addresses, in ascending order; none for an IPv6 prefix, which nobody could list.
+    pub(crate) fn addresses(self) -> impl Iterator<Item = IpAddr> {
         let (single, prefix) = match self {
             Self::Ip(address) => (Some(address), None),
             Self::Prefix(prefix) => (None, Some(prefix)),
         };
-        single.into_iter().chain(prefix.into_iter().flat_map(Prefix::ipv4_addresses))
+        single.into_iter().chain(prefix.into_iter().flat_map(Prefix::ipv4_addresses)).map(IpAddr::from)
     }
 }
 
 impl BlockKind {
-    /// How many addresses a block of this kind has.
+    /// How many addresses a block of this kind has. The 2^48 of an IPv6 prefix count as the
+    /// largest number, and sums stay there: no node runs out of either.
     pub(crate) const fn size(self) -> u32 {
         match self {
             Self::Ip => 1,
             Self::Prefix => 16,
+            Self::Ipv6Prefix => u32::MAX,
+        }
+    }
+
+    pub(crate) const fn family(self) -> Family {
+        match self {
+            Self::Ip | Self::Prefix => Family::V4,
+            Self::Ipv6Prefix => Family::V6,
         }
     }
 
@@ -90,6 +119,7 @@ impl BlockKind {
         match self {
             Self::Ip => Blocks::Ips(count),
             Self::Prefix => Blocks::Prefixes(count),
+            Self::Ipv6Prefix => Blocks::Ipv6Prefixes(count),
         }
     }
 }
@@ -99,13 +129,14 @@ impl Blocks {
         match self {
             Self::Ips(_) => BlockKind::Ip,
             Self::Prefixes(_) => BlockKind::Prefix,
+            Self::Ipv6Prefixes(_) => BlockKind::Ipv6Prefix,
         }
     }
 
     /// How many blocks.
     pub(crate) fn count(self) -> u32 {
         match self {
-            Self::Ips(count) | Self::Prefixes(count) => count,
+            Self::Ips(count) | Self::Prefixes(count) | Self::Ipv6Prefixes(count) => count,
         }
     }
 
@@ -137,6 +168,8 @@ impl fmt::Display for Blocks {
             Self::Ips(count) => write!(f, "{count} secondary IPs"),
             Self::Prefixes(1) => f.write_str("1 prefix"),
             Self::Prefixes(count) => write!(f, "{count} prefixes"),
+            Self::Ipv6Prefixes(1) => f.write_str("1 IPv6 prefix"),
+            Self::Ipv6Prefixes(count) => write!(f, "{count} IPv6 prefixes"),
         }
     }
 }

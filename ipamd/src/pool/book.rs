@@ -2,40 +2,59 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Instant;
 
-use vpc::{Eni, EniId, EniRole, EniSlot, PodKey, RouteTable, SubnetId};
+use vpc::{Eni, EniId, EniRole, EniSlot, Family, PodKey, RouteTable, SubnetId};
 
 use super::block::{Block, BlockKind, to_u32};
 use super::eni::{BlockEntry, EniEntry, EniPhase, QuarantineReason, State};
 use super::{Allocation, Assignment, Released, Request, Stats};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Book {
+    /// The family of pods' addresses; blocks of the other are none of the book's.
+    family: Family,
     pub(super) enis: BTreeMap<EniId, EniEntry>,
     /// Allocations whose ENI EC2 has not shown: they stay their pods' until DEL.
-    pub(super) pinned: BTreeMap<Ipv4Addr, Allocation>,
-    by_key: HashMap<PodKey, Ipv4Addr>,
+    pub(super) pinned: BTreeMap<IpAddr, Allocation>,
+    by_key: HashMap<PodKey, IpAddr>,
     /// Addresses that the kernel used when it was last read.
-    pub(super) kernel_uses: BTreeSet<Ipv4Addr>,
+    pub(super) kernel_uses: BTreeSet<IpAddr>,
     /// Addresses that left the node before their rest was over; they may come back.
-    away: BTreeMap<Ipv4Addr, Instant>,
+    away: BTreeMap<IpAddr, Instant>,
 }
 
 impl Book {
+    /// An empty book of a node whose pods have addresses of `family`.
+    pub(super) fn new(family: Family) -> Self {
+        Self {
+            family,
+            enis: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            by_key: HashMap::new(),
+            kernel_uses: BTreeSet::new(),
+            away: BTreeMap::new(),
+        }
+    }
+
     /// Ends every cooldown that is over. What the kernel still used when it was last read is held
     /// back: its pod may be going yet, or nobody knows of it.
     pub(super) fn expire_cooling(&mut self, now: Instant) {
-        let blocks = self.enis.values_mut().flat_map(|eni| eni.blocks.values_mut());
-        for (address, state) in blocks.flat_map(|block| &mut block.states) {
-            if let State::Cooling { until } = *state
-                && until <= now
-            {
-                *state = match self.kernel_uses.contains(address) {
-                    true => State::Quarantined(QuarantineReason::KernelOnly),
-                    false => State::Free { since: until },
-                };
+        for (block, entry) in self.enis.values_mut().flat_map(|eni| &mut eni.blocks) {
+            for (address, state) in &mut entry.states {
+                if let State::Cooling { until } = *state
+                    && until <= now
+                {
+                    *state = match self.kernel_uses.contains(address) {
+                        true => State::Quarantined(QuarantineReason::KernelOnly),
+                        false => State::Free { since: until },
+                    };
+                }
+            }
+            if block.kind() == BlockKind::Ipv6Prefix {
+                // Which of its free addresses has rested longest does not matter there.
+                entry.states.retain(|_, state| !matches!(state, State::Free { .. }));
             }
         }
         self.away.retain(|_, until| *until > now);
@@ -139,7 +158,7 @@ impl Book {
     }
 
     /// The allocation that holds `address`.
-    pub(super) fn holder(&self, address: Ipv4Addr) -> Option<&Allocation> {
+    pub(super) fn holder(&self, address: IpAddr) -> Option<&Allocation> {
         match self.eni_of(address).and_then(|eni| eni.state(address)) {
             Some(State::Assigned(allocation)) => Some(allocation),
             _ => self.pinned.get(&address),
@@ -147,20 +166,20 @@ impl Book {
     }
 
     /// The address that the key holds.
-    pub(super) fn address_of(&self, key: &PodKey) -> Option<Ipv4Addr> {
+    pub(super) fn address_of(&self, key: &PodKey) -> Option<IpAddr> {
         self.by_key.get(key).copied()
     }
 
     /// The ENI that holds `address`, singly or within a prefix.
-    pub(super) fn eni_of(&self, address: Ipv4Addr) -> Option<&EniEntry> {
+    pub(super) fn eni_of(&self, address: IpAddr) -> Option<&EniEntry> {
         self.enis.values().find(|eni| eni.block_of(address).is_some())
     }
 
-    fn eni_of_mut(&mut self, address: Ipv4Addr) -> Option<&mut EniEntry> {
+    fn eni_of_mut(&mut self, address: IpAddr) -> Option<&mut EniEntry> {
         self.enis.values_mut().find(|eni| eni.block_of(address).is_some())
     }
 
-    pub(super) fn block_mut(&mut self, address: Ipv4Addr) -> Option<&mut BlockEntry> {
+    pub(super) fn block_mut(&mut self, address: IpAddr) -> Option<&mut BlockEntry> {
         let eni = self.eni_of_mut(address)?;
         let block = eni.block_of(address)?;
         eni.blocks.get_mut(&block)
@@ -173,7 +192,7 @@ impl Book {
     /// Adds an ENI. What pods hold of it moves from the pins to it; what the kernel uses of it
     /// otherwise is held back.
     pub(super) fn add_eni(&mut self, eni: Eni, is_excluded: bool, now: Instant) {
-        let mut entry = EniEntry::new(eni, now);
+        let mut entry = EniEntry::new(eni, self.family, now);
         entry.is_excluded = is_excluded;
         let id = entry.facts.id.clone();
         let blocks: Vec<_> = entry.blocks.keys().copied().collect();
@@ -187,7 +206,7 @@ impl Book {
         let others = self.enis.values_mut().filter(|eni| eni.facts.id != *id);
         let moved = others.flat_map(|eni| eni.remove_overlapping(&blocks)).collect();
         self.lost(moved);
-        for address in blocks.into_iter().flat_map(Block::addresses) {
+        for address in self.spoken_for(&blocks) {
             if let Some(allocation) = self.pinned.remove(&address) {
                 self.settle_down(allocation);
             } else if self.kernel_uses.contains(&address)
@@ -201,8 +220,14 @@ impl Book {
         }
     }
 
+    /// The addresses of these blocks of which something is known although they were not here.
+    fn spoken_for(&self, blocks: &[Block]) -> BTreeSet<IpAddr> {
+        let known = self.pinned.keys().chain(&self.kernel_uses).chain(self.away.keys());
+        known.filter(|address| blocks.iter().any(|block| block.contains(**address))).copied().collect()
+    }
+
     /// Has a free address rest, or one that may come back.
-    pub(super) fn rest(&mut self, address: Ipv4Addr, until: Instant) {
+    pub(super) fn rest(&mut self, address: IpAddr, until: Instant) {
         match self.block_mut(address) {
             Some(block) if block.is_free(address) => {
                 block.states.insert(address, State::Cooling { until });
@@ -214,16 +239,17 @@ impl Book {
         }
     }
 
-    /// Has every free address rest.
-    pub(super) fn rest_all(&mut self, until: Instant) {
+    /// Has every free address rest; of an IPv6 prefix the first `reach`, beyond which no pod can
+    /// be, since addresses are given out from the lowest up.
+    pub(super) fn rest_all(&mut self, reach: u32, until: Instant) {
         let blocks = self.enis.values().flat_map(|eni| eni.blocks.keys().copied());
-        for address in blocks.flat_map(Block::addresses).collect::<Vec<_>>() {
+        for address in blocks.flat_map(|block| block.first(reach)).collect::<Vec<_>>() {
             self.rest(address, until);
         }
     }
 
     /// Holds a free or resting address back.
-    pub(super) fn hold_back(&mut self, address: Ipv4Addr, reason: QuarantineReason) {
+    pub(super) fn hold_back(&mut self, address: IpAddr, reason: QuarantineReason) {
         if let Some(block) = self.block_mut(address)
             && !matches!(block.states.get(&address), Some(State::Assigned(_)))
         {
@@ -236,7 +262,7 @@ impl Book {
         let id = eni.id.clone();
         let Some(entry) = self.enis.get_mut(&id) else { return };
         let before: BTreeSet<_> = entry.blocks.keys().copied().collect();
-        let lost = entry.update(eni);
+        let lost = entry.update(eni, self.family);
         let new = entry.blocks.keys().filter(|block| !before.contains(block)).copied().collect();
         self.lost(lost);
         self.received(&id, new);
@@ -278,7 +304,7 @@ impl Book {
     }
 
     /// Every address that rests, those included that have left the node.
-    pub(super) fn cooling(&self) -> Vec<(Ipv4Addr, Instant)> {
+    pub(super) fn cooling(&self) -> Vec<(IpAddr, Instant)> {
         let here = self.states().filter_map(|(address, state)| match state {
             State::Cooling { until } => Some((address, *until)),
             _ => None,
@@ -286,7 +312,7 @@ impl Book {
         here.chain(self.away.iter().map(|(address, until)| (*address, *until))).collect()
     }
 
-    pub(super) fn quarantined(&self) -> Vec<(Ipv4Addr, QuarantineReason)> {
+    pub(super) fn quarantined(&self) -> Vec<(IpAddr, QuarantineReason)> {
         self.states()
             .filter_map(|(address, state)| match state {
                 State::Quarantined(reason) => Some((address, *reason)),
@@ -329,30 +355,32 @@ impl Book {
         for eni in self.enis.values().filter(|eni| eni.is_usable() || !eni.is_confirmed) {
             for (block, entry) in &eni.blocks {
                 let counts = entry.counts(*block);
-                stats.total += counts.total;
+                stats.total = stats.total.saturating_add(counts.total);
                 stats.assigned += counts.assigned;
                 stats.cooling += counts.cooling;
                 stats.quarantined += counts.quarantined;
-                stats.prefixes += u32::from(block.kind() == BlockKind::Prefix);
+                stats.prefixes += u32::from(block.kind() != BlockKind::Ip);
                 if entry.is_leaving || !eni.serves_pods() {
                     continue;
                 }
                 match eni.phase {
-                    EniPhase::Ready => stats.free += counts.free(),
-                    EniPhase::Attached | EniPhase::Leaving => stats.setting_up += counts.free(),
+                    EniPhase::Ready => stats.free = stats.free.saturating_add(counts.free()),
+                    EniPhase::Attached | EniPhase::Leaving => {
+                        stats.setting_up = stats.setting_up.saturating_add(counts.free());
+                    }
                 }
             }
         }
         stats
     }
 
-    fn states(&self) -> impl Iterator<Item = (Ipv4Addr, &State)> {
+    fn states(&self) -> impl Iterator<Item = (IpAddr, &State)> {
         let blocks = self.enis.values().flat_map(|eni| eni.blocks.values());
         blocks.flat_map(|block| block.states.iter().map(|(address, state)| (*address, state)))
     }
 }
 
-fn assignment(eni: &EniEntry, address: Ipv4Addr, is_new: bool) -> Assignment {
+fn assignment(eni: &EniEntry, address: IpAddr, is_new: bool) -> Assignment {
     Assignment {
         address,
         eni: Some(eni.facts.id.clone()),

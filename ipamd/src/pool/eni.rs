@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vpc::{Eni, EniKind, EniRole};
+use vpc::{Eni, EniKind, EniRole, Family};
 
 use super::Allocation;
 use super::block::{Block, BlockKind};
@@ -68,7 +68,7 @@ pub(super) struct BlockEntry {
     /// On its way back to EC2.
     pub(super) is_leaving: bool,
     /// The addresses that a pod has or had since the block came.
-    pub(super) states: BTreeMap<Ipv4Addr, State>,
+    pub(super) states: BTreeMap<IpAddr, State>,
 }
 
 #[derive(Debug)]
@@ -99,13 +99,14 @@ impl Counts {
         self.assigned + self.cooling + self.quarantined
     }
 
+    /// Where the total cannot be counted, the rest of it cannot either.
     pub(super) fn free(self) -> u32 {
-        self.total - self.occupied()
+        if self.total == u32::MAX { u32::MAX } else { self.total - self.occupied() }
     }
 
     fn plus(self, other: Self) -> Self {
         Self {
-            total: self.total + other.total,
+            total: self.total.saturating_add(other.total),
             assigned: self.assigned + other.assigned,
             cooling: self.cooling + other.cooling,
             quarantined: self.quarantined + other.quarantined,
@@ -132,10 +133,17 @@ impl BlockEntry {
         self.states.values().all(|state| matches!(state, State::Free { .. }))
     }
 
-    /// The address for the next pod: one that no pod had yet, else the one free longest.
-    pub(super) fn next_free(&self, block: Block) -> Option<Ipv4Addr> {
+    /// The address for the next pod: one that no pod had yet, else the one free longest. Of an IPv6
+    /// prefix the lowest one that is free.
+    pub(super) fn next_free(&self, block: Block) -> Option<IpAddr> {
         if self.is_leaving {
             return None;
+        }
+        if let Block::Prefix(prefix) = block
+            && block.kind() == BlockKind::Ipv6Prefix
+        {
+            // It goes past what is in use, never through the whole prefix.
+            return (0..).map_while(|number| prefix.nth(number)).find(|address| self.is_free(*address));
         }
         let fresh = block.addresses().find(|address| !self.states.contains_key(address));
         fresh.or_else(|| {
@@ -147,17 +155,17 @@ impl BlockEntry {
         })
     }
 
-    pub(super) fn is_free(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn is_free(&self, address: IpAddr) -> bool {
         matches!(self.states.get(&address), None | Some(State::Free { .. }))
     }
 }
 
 impl EniEntry {
     /// An ENI just seen, with everything that EC2 says it holds free.
-    pub(super) fn new(facts: Eni, now: Instant) -> Self {
+    pub(super) fn new(facts: Eni, family: Family, now: Instant) -> Self {
         // The primary ENI is the host image's work, and serves pods as it is.
         let phase = if facts.role == EniRole::Primary { EniPhase::Ready } else { EniPhase::Attached };
-        let blocks = blocks_of(&facts).map(|block| (block, BlockEntry::default())).collect();
+        let blocks = blocks_of(&facts, family).map(|block| (block, BlockEntry::default())).collect();
         Self { facts, phase, added_at: now, is_confirmed: true, is_excluded: false, blocks }
     }
 
@@ -180,14 +188,11 @@ impl EniEntry {
     }
 
     /// The block that `address` lies in.
-    pub(super) fn block_of(&self, address: Ipv4Addr) -> Option<Block> {
-        [BlockKind::Ip, BlockKind::Prefix]
-            .into_iter()
-            .filter_map(|kind| Block::around(address, kind))
-            .find(|block| self.blocks.contains_key(block))
+    pub(super) fn block_of(&self, address: IpAddr) -> Option<Block> {
+        Block::around(address).find(|block| self.blocks.contains_key(block))
     }
 
-    pub(super) fn state(&self, address: Ipv4Addr) -> Option<&State> {
+    pub(super) fn state(&self, address: IpAddr) -> Option<&State> {
         self.blocks.get(&self.block_of(address)?)?.states.get(&address)
     }
 
@@ -215,10 +220,11 @@ impl EniEntry {
     }
 
     /// Takes in what EC2 says of it now, and returns the blocks that it no longer has.
-    pub(super) fn update(&mut self, facts: Eni) -> Vec<BlockEntry> {
+    pub(super) fn update(&mut self, facts: Eni, family: Family) -> Vec<BlockEntry> {
         let mut before = std::mem::take(&mut self.blocks);
-        self.blocks =
-            blocks_of(&facts).map(|block| (block, before.remove(&block).unwrap_or_default())).collect();
+        self.blocks = blocks_of(&facts, family)
+            .map(|block| (block, before.remove(&block).unwrap_or_default()))
+            .collect();
         self.facts = facts;
         self.is_confirmed = true;
         self.stay();
@@ -248,10 +254,9 @@ impl EniEntry {
     }
 }
 
-/// The blocks that EC2 shows on an ENI.
-fn blocks_of(eni: &Eni) -> impl Iterator<Item = Block> {
+/// The blocks that EC2 shows on an ENI, as far as they are of the pods' family.
+fn blocks_of(eni: &Eni, family: Family) -> impl Iterator<Item = Block> {
     let ips = eni.secondary_ips.iter().copied().map(Block::Ip);
-    // Prefixes of IPv6 are no concern of this pool.
-    let prefixes = eni.prefixes.iter().filter(|prefix| prefix.net().addr().is_ipv4());
-    ips.chain(prefixes.copied().map(Block::Prefix))
+    let prefixes = eni.prefixes.iter().copied().map(Block::Prefix);
+    ips.chain(prefixes).filter(move |block| block.kind().family() == family)
 }

@@ -85,7 +85,7 @@ impl Pool {
             let retry_at = self.failures.retry_at(&Kind::SetUpEni(eni.facts.id.clone()));
             eni.phase == EniPhase::Attached && eni.serves_pods() && retry_at.is_none_or(|at| at <= deadline)
         });
-        due.map(|eni| eni.counts().free()).sum()
+        due.map(|eni| eni.counts().free()).fold(0, u32::saturating_add)
     }
 
     /// The addresses that EC2 could still add, beyond the steps under way, if failures that
@@ -100,6 +100,8 @@ impl Pool {
             let has = |kind| is_open(&Kind::Subnet(subnet.clone(), kind));
             match self.settings.mode {
                 BlockMode::Prefixes if has(BlockKind::Prefix) => BlockKind::Prefix.size(),
+                BlockMode::Ipv6Prefix if has(BlockKind::Ipv6Prefix) => BlockKind::Ipv6Prefix.size(),
+                BlockMode::Ipv6Prefix => 0,
                 _ => u32::from(has(BlockKind::Ip)),
             }
         };
@@ -119,7 +121,7 @@ impl Pool {
                 room = room.saturating_add(slots.saturating_mul(size(&facts.subnet)));
             }
         }
-        if is_open(&Kind::AllocateEni) {
+        if is_open(&Kind::AllocateEni) && self.may_place_on_new_enis() {
             // Before the subnets were read any of them may take ENIs.
             let size = match self.subnets_for_new_enis() {
                 subnets if !subnets.is_empty() || self.subnets.were_read() => {
@@ -187,9 +189,11 @@ impl Pool {
         let cooled_in = self.book.next_useful_cooled().map(|until| until.saturating_duration_since(now));
         if let Some(last) = self.gravest() {
             let (reason, advice) = advice(last.failure.class);
+            // Of a subnet without a prefix for IPv6 the failure says all there is to say.
+            let is_said = self.settings.mode == BlockMode::Ipv6Prefix && reason == Reason::SubnetExhausted;
             return Refusal {
                 reason,
-                message: match advice {
+                message: match advice.filter(|_| !is_said) {
                     Some(advice) => format!("{}; {}; {advice}", last.failure.message, self.figures()),
                     None => format!("{}; {}", last.failure.message, self.figures()),
                 },
@@ -206,6 +210,8 @@ impl Pool {
                 ),
                 retry_after: Some(cooled_in.max(Duration::from_secs(1))),
             };
+        } else if self.settings.mode == BlockMode::Ipv6Prefix {
+            return self.no_ipv6_prefix();
         } else if stats.quarantined > 0 && stats.assigned < self.settings.capacity() {
             (Reason::Quarantined, "`ipamd status` lists the addresses that are held back and why")
         } else if !self.settings.may_provision && stats.total < self.settings.capacity() {
@@ -229,6 +235,9 @@ impl Pool {
     }
 
     fn figures(&self) -> String {
+        if self.settings.mode == BlockMode::Ipv6Prefix {
+            return self.ipv6_figures();
+        }
         let Stats { enis, assigned, cooling, quarantined, free, setting_up, .. } = self.book.stats();
         let mut figures = format!("{assigned} assigned, {cooling} cooling");
         for (count, what) in [(quarantined, "quarantined"), (setting_up, "being set up"), (free, "free")] {
@@ -247,7 +256,7 @@ impl Pool {
             settings.slots_per_eni,
             match settings.mode {
                 BlockMode::SecondaryIps => "addresses",
-                BlockMode::Prefixes => "prefixes",
+                _ => "prefixes",
             },
             settings.capacity()
         )

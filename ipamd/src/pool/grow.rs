@@ -38,8 +38,12 @@ impl Pool {
         let kinds: &[BlockKind] = match self.settings.mode {
             BlockMode::SecondaryIps => &[BlockKind::Ip],
             BlockMode::Prefixes => &[BlockKind::Prefix, BlockKind::Ip],
+            BlockMode::Ipv6Prefix => &[BlockKind::Ipv6Prefix],
         };
         if self.needed(&growth, kinds[0]) == 0 {
+            return;
+        }
+        if self.settings.mode == BlockMode::Ipv6Prefix && !self.knows_exclusions() {
             return;
         }
         let is_due = self.looks_at_subnets() && self.failures.has_subnet_due(now);
@@ -53,7 +57,9 @@ impl Pool {
                 growth.held = growth.held.with(kind.times(soon));
                 self.make_room(*kind, &mut growth, now, steps);
             }
-            self.allocate_enis(*kind, &mut growth, now, steps);
+            if self.may_place_on_new_enis() {
+                self.allocate_enis(*kind, &mut growth, now, steps);
+            }
         }
     }
 
@@ -195,7 +201,10 @@ impl Pool {
 
     /// Whether EC2 tells how much room the subnets have.
     fn looks_at_subnets(&self) -> bool {
-        self.settings.reads_subnets && !self.subnets.are_refused()
+        // It does not tell how many blocks of IPv6 are left.
+        self.settings.mode != BlockMode::Ipv6Prefix
+            && self.settings.reads_subnets
+            && !self.subnets.are_refused()
     }
 
     /// Whether a look at the subnets may show that one which had no addresses has some again, long
@@ -276,7 +285,7 @@ impl Pool {
                     continue;
                 }
                 let counts = entry.counts(*block);
-                held.total += counts.total;
+                held.total = held.total.saturating_add(counts.total);
                 held.occupied += counts.occupied();
                 let is_free = u32::from(counts.occupied() == 0);
                 match block.kind() {
@@ -284,7 +293,7 @@ impl Pool {
                         held.ips += 1;
                         held.free_ips += is_free;
                     }
-                    BlockKind::Prefix => {
+                    BlockKind::Prefix | BlockKind::Ipv6Prefix => {
                         held.prefixes += 1;
                         held.free_prefixes += is_free;
                     }
@@ -327,7 +336,7 @@ impl Pool {
 
     /// The addresses that the steps under way bring.
     pub(super) fn addresses_coming(&self) -> u32 {
-        self.running.coming().map(Blocks::addresses).sum()
+        self.running.coming().map(Blocks::addresses).fold(0, u32::saturating_add)
     }
 }
 

@@ -16,6 +16,7 @@ mod eni;
 mod explain;
 mod failures;
 mod grow;
+mod ipv6;
 mod plan;
 mod report;
 mod restore;
@@ -29,7 +30,7 @@ mod tests;
 mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use vpc::{EniId, EniSlot, PodKey, PodName, RouteTable};
@@ -55,7 +56,7 @@ use wait::Waiters;
 pub(crate) struct Allocation {
     pub(crate) key: PodKey,
     pub(crate) pod: PodName,
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     /// Wall-clock time of the assignment, in nanoseconds since 1970.
     pub(crate) assigned_unix_ns: i64,
 }
@@ -63,7 +64,7 @@ pub(crate) struct Allocation {
 /// What a pod is told of its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Assignment {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     /// The ENI that carries it; unknown for an address restored before its ENI was seen.
     pub(crate) eni: Option<EniId>,
     pub(crate) slot: EniSlot,
@@ -113,7 +114,7 @@ pub(crate) struct Request {
 pub(crate) struct Stats {
     /// ENIs attached, the primary included.
     pub(crate) enis: u32,
-    /// Addresses held, in every state.
+    /// Addresses held, in every state; the largest number stands for an IPv6 prefix.
     pub(crate) total: u32,
     pub(crate) assigned: u32,
     pub(crate) cooling: u32,
@@ -161,8 +162,8 @@ impl Pool {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
             wants_subnets: settings.reads_subnets,
+            book: Book::new(settings.mode.family()),
             settings,
-            book: Book::default(),
             waiters: Waiters::default(),
             running: Running::default(),
             failures: LastFailures::default(),
@@ -279,12 +280,12 @@ impl Pool {
     }
 
     /// The addresses that rest, each with the time until which it does.
-    pub(crate) fn cooling(&self) -> Vec<(Ipv4Addr, Instant)> {
+    pub(crate) fn cooling(&self) -> Vec<(IpAddr, Instant)> {
         self.book.cooling()
     }
 
     /// The addresses that are held back because witnesses disagree, with the reason.
-    pub(crate) fn quarantined(&self) -> Vec<(Ipv4Addr, QuarantineReason)> {
+    pub(crate) fn quarantined(&self) -> Vec<(IpAddr, QuarantineReason)> {
         self.book.quarantined()
     }
 

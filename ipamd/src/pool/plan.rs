@@ -10,6 +10,7 @@ use super::block::to_u32;
 use super::block::{Block, BlockKind};
 use super::eni::EniPhase;
 use super::failures::Kind;
+use super::settings::BlockMode;
 use super::step::{FailureClass, Outcome, Step, StepFailure, StepId};
 use super::subnets::Subnet;
 
@@ -35,7 +36,9 @@ impl Pool {
         let is_clear = !self.is_unclear && !self.is_reading_unclear;
         if is_clear && self.settings.may_provision {
             self.plan_growth(now, &mut steps);
-            self.plan_shrinking(now, &mut steps);
+            if self.settings.mode != BlockMode::Ipv6Prefix {
+                self.plan_shrinking(now, &mut steps);
+            }
         }
         steps.into_iter().map(|step| (self.running.begin(step.clone()), step)).collect()
     }

@@ -1,6 +1,7 @@
 //! The pool as people and tools see it.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -41,17 +42,20 @@ pub(crate) struct EniReport {
     pub(crate) subnet: SubnetId,
     /// The ENI's own address, which no pod gets.
     pub(crate) primary_ip: Ipv4Addr,
+    /// The same of IPv6, where it has one.
+    pub(crate) ipv6: Option<Ipv6Addr>,
     /// Why pods get nothing from it; none if they do.
     pub(crate) unused_because: Option<&'static str>,
     pub(crate) prefixes: Vec<Prefix>,
-    /// Every address that pods may have, those of prefixes included, in order.
+    /// Every address that pods may have, those of prefixes included, in order; of an IPv6 prefix
+    /// those that are not free.
     pub(crate) addresses: Vec<AddressReport>,
 }
 
 /// One address on an ENI.
 #[derive(Debug, Clone)]
 pub(crate) struct AddressReport {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     pub(crate) state: AddressState,
 }
 
@@ -72,7 +76,7 @@ pub(crate) enum AddressState {
 /// What the operator and the instance type ask for, and how far that is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wants {
-    /// Where addresses come from: `secondary IPs` or `prefixes`.
+    /// Where addresses come from: `secondary IPs`, `prefixes` or `an IPv6 prefix`.
     pub(crate) mode: &'static str,
     /// The warm targets as they are set; 0 is off.
     pub(crate) warm_eni: u32,
@@ -157,6 +161,7 @@ impl Pool {
             mode: match settings.mode {
                 BlockMode::SecondaryIps => "secondary IPs",
                 BlockMode::Prefixes => "prefixes",
+                BlockMode::Ipv6Prefix => "an IPv6 prefix",
             },
             warm_eni: settings.targets.warm_eni,
             warm_prefix: settings.targets.warm_prefix,
@@ -198,7 +203,10 @@ impl Pool {
                 None
             };
             held_back.extend(because.map(|because| HeldBack {
-                what: format!("get {} more addresses", wants.missing),
+                what: match self.settings.mode {
+                    BlockMode::Ipv6Prefix => "get an IPv6 prefix".to_owned(),
+                    _ => format!("get {} more addresses", wants.missing),
+                },
                 until: None,
                 because,
             }));
@@ -233,13 +241,15 @@ fn what(kind: &Kind) -> String {
         Kind::ReadSubnets => "read the subnets of this zone".to_owned(),
         Kind::Subnet(subnet, BlockKind::Ip) => format!("take addresses of {subnet}"),
         Kind::Subnet(subnet, BlockKind::Prefix) => format!("take prefixes of {subnet}"),
+        Kind::Subnet(subnet, BlockKind::Ipv6Prefix) => format!("take an IPv6 prefix of {subnet}"),
     }
 }
 
 fn eni(entry: &EniEntry) -> EniReport {
     let EniEntry { facts, blocks, .. } = entry;
     let addresses = blocks.iter().flat_map(|(block, held)| {
-        block.addresses().map(move |address| {
+        let known = block.addresses().chain(held.states.keys().copied()).collect::<BTreeSet<_>>();
+        known.into_iter().map(move |address| {
             let state = match held.states.get(&address) {
                 _ if held.is_leaving => AddressState::Leaving,
                 None | Some(State::Free { .. }) => AddressState::Free,
@@ -263,6 +273,7 @@ fn eni(entry: &EniEntry) -> EniReport {
         phase: entry.phase,
         subnet: facts.subnet.clone(),
         primary_ip: facts.primary_ip,
+        ipv6: facts.ipv6.map(|(address, _)| address),
         unused_because: unused_because(entry),
         prefixes: prefixes.collect(),
         addresses: addresses.collect(),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use vpc::{PodKey, PodName, veth_suffix};
@@ -20,8 +20,8 @@ pub(crate) const KERNEL_LOOK_EVERY: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Journal {
     pub(crate) allocations: Vec<Allocation>,
-    pub(crate) cooling: Vec<(Ipv4Addr, Instant)>,
-    pub(crate) quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    pub(crate) cooling: Vec<(IpAddr, Instant)>,
+    pub(crate) quarantined: Vec<(IpAddr, QuarantineReason)>,
     /// What the wall clock showed when this was read, in nanoseconds since 1970.
     pub(crate) read_unix_ns: i64,
     /// Allocations are missing: the state file was damaged.
@@ -32,16 +32,16 @@ pub(crate) struct Journal {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KernelView {
     /// Addresses that a route leads to through a pod's link.
-    pub(crate) routed: BTreeSet<Ipv4Addr>,
+    pub(crate) routed: BTreeSet<IpAddr>,
     /// Addresses that a policy rule of ours names.
-    pub(crate) ruled: BTreeSet<Ipv4Addr>,
+    pub(crate) ruled: BTreeSet<IpAddr>,
     /// The names of the host's links.
     pub(crate) links: BTreeSet<String>,
 }
 
 impl KernelView {
     /// Whether anything in the kernel leads to or from the address.
-    pub(crate) fn uses(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn uses(&self, address: IpAddr) -> bool {
         self.routed.contains(&address) || self.ruled.contains(&address)
     }
 
@@ -56,20 +56,20 @@ impl KernelView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RestoreNote {
     /// The pod went while nobody watched; its address rests now.
-    Freed { address: Ipv4Addr, pod: PodName },
+    Freed { address: IpAddr, pod: PodName },
     /// EC2 has not shown the address, so it stays its pod's and nobody else's.
-    Pinned { address: Ipv4Addr, pod: PodName },
+    Pinned { address: IpAddr, pod: PodName },
     /// The kernel does not show the pod yet; it was assigned its address just before the daemon
     /// ended, so its ADD may be under way.
-    InFlight { address: Ipv4Addr, pod: PodName },
+    InFlight { address: IpAddr, pod: PodName },
     /// The address is held back.
-    Quarantined { address: Ipv4Addr, reason: QuarantineReason },
+    Quarantined { address: IpAddr, reason: QuarantineReason },
     /// The record contradicts another one and was set aside.
-    Contested { address: Ipv4Addr, key: PodKey },
+    Contested { address: IpAddr, key: PodKey },
     /// Rules name the address, but no link leads to it: they are to be removed.
-    StaleRule { address: Ipv4Addr },
+    StaleRule { address: IpAddr },
     /// The witnesses agree again.
-    Cleared { address: Ipv4Addr },
+    Cleared { address: IpAddr },
 }
 
 impl fmt::Display for RestoreNote {
@@ -128,7 +128,7 @@ impl Pool {
         if journal.is_incomplete {
             // A pod whose ADD was under way has an address of which nobody knows, and the kernel
             // shows it only once the plugin is done.
-            self.book.rest_all(now + ADD_TAKES + KERNEL_LOOK_EVERY);
+            self.book.rest_all(self.reach(), now + ADD_TAKES + KERNEL_LOOK_EVERY);
         }
         notes
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vpc::{SecurityGroupId, SubnetId};
+use vpc::{Family, SecurityGroupId, SubnetId};
 
 use super::block::BlockKind;
 
@@ -35,6 +35,8 @@ pub(crate) enum BlockMode {
     SecondaryIps,
     /// Delegated prefixes; single IPs only where a subnet has no free /28.
     Prefixes,
+    /// One IPv6 prefix, which holds more addresses than any node needs.
+    Ipv6Prefix,
 }
 
 impl BlockMode {
@@ -43,7 +45,13 @@ impl BlockMode {
         match self {
             Self::SecondaryIps => BlockKind::Ip,
             Self::Prefixes => BlockKind::Prefix,
+            Self::Ipv6Prefix => BlockKind::Ipv6Prefix,
         }
+    }
+
+    /// The family of pods' addresses.
+    pub(crate) fn family(self) -> Family {
+        self.kind().family()
     }
 }
 

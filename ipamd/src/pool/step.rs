@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vpc::{Eni, EniId, EniSlot, SecurityGroupId, SubnetId};
@@ -113,7 +113,7 @@ pub(crate) enum Outcome {
     /// The subnets of this zone.
     Subnets(Vec<Subnet>),
     /// The kernel shows these in use although the book does not: nothing was returned.
-    InUse(Vec<Ipv4Addr>),
+    InUse(Vec<IpAddr>),
     Failed(StepFailure),
 }
 

@@ -52,7 +52,7 @@ impl Holdings {
                 self.ips = self.ips.saturating_add(count);
                 self.free_ips = self.free_ips.saturating_add(count);
             }
-            Blocks::Prefixes(count) => {
+            Blocks::Prefixes(count) | Blocks::Ipv6Prefixes(count) => {
                 self.prefixes = self.prefixes.saturating_add(count);
                 self.free_prefixes = self.free_prefixes.saturating_add(count);
             }
@@ -67,7 +67,7 @@ impl Holdings {
                 self.ips = self.ips.saturating_sub(count);
                 self.free_ips = self.free_ips.saturating_sub(count);
             }
-            Blocks::Prefixes(count) => {
+            Blocks::Prefixes(count) | Blocks::Ipv6Prefixes(count) => {
                 self.prefixes = self.prefixes.saturating_sub(count);
                 self.free_prefixes = self.free_prefixes.saturating_sub(count);
             }
@@ -85,6 +85,10 @@ impl Settings {
     /// the pods that the kubelet may start, and on a node that `is_dormant`, which keeps nothing
     /// warm.
     pub(super) fn shortage(&self, held: &Holdings, kind: BlockKind, is_dormant: bool) -> u32 {
+        if self.mode == BlockMode::Ipv6Prefix {
+            // One serves every pod that will ever come, whatever the warm targets say.
+            return u32::from(held.prefixes == 0);
+        }
         let targets = self.targets;
         let spare = held.spare();
         let overdue = non_negative(-spare);
@@ -102,12 +106,12 @@ impl Settings {
             return overdue;
         }
         match (self.mode, kind) {
-            (BlockMode::SecondaryIps, _) => self.slots_per_eni.max(1),
+            (BlockMode::SecondaryIps | BlockMode::Ipv6Prefix, _) => self.slots_per_eni.max(1),
             (BlockMode::Prefixes, BlockKind::Prefix) => {
                 let prefixes = targets.warm_prefix.saturating_sub(held.free_prefixes).max(1);
                 overdue.max(prefixes.saturating_mul(BlockKind::Prefix.size()))
             }
-            (BlockMode::Prefixes, BlockKind::Ip) => non_negative(i64::from(warm.max(1)) - spare),
+            (BlockMode::Prefixes, _) => non_negative(i64::from(warm.max(1)) - spare),
         }
     }
 
@@ -130,6 +134,9 @@ impl Settings {
 
     /// What could be given back so that the target is still reached afterwards.
     pub(super) fn surplus(&self, held: &Holdings) -> Surplus {
+        if self.mode == BlockMode::Ipv6Prefix {
+            return Surplus::None;
+        }
         let targets = self.targets;
         let spare = non_negative(held.spare());
         if self.mode == BlockMode::SecondaryIps && !targets.counts_ips() {
@@ -175,6 +182,7 @@ impl Settings {
         match self.mode {
             BlockMode::SecondaryIps => self.targets.warm_eni.saturating_mul(self.slots_per_eni),
             BlockMode::Prefixes => self.targets.warm_prefix.saturating_mul(BlockKind::Prefix.size()),
+            BlockMode::Ipv6Prefix => 0,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod assigning;
 mod examples;
 mod growing;
+mod ipv6;
 mod prefixes;
 mod property;
 mod restoring;

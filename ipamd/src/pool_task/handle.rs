@@ -1,7 +1,7 @@
 //! How everybody else speaks to the pool: one bounded queue of events, and the answers to them.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
@@ -37,7 +37,7 @@ pub(crate) enum DelError {
 pub(crate) struct LateDel {
     pub(crate) key: PodKey,
     /// One of which the pod had; empty if nobody knows.
-    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) unix_ns: i64,
 }
 

@@ -3,6 +3,7 @@
 mod report;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc as blocking;
@@ -21,7 +22,7 @@ use vpc::PodName;
 
 /// A disk that begins a write, says so, and waits to be told how it ends.
 struct Disk {
-    begun: mpsc::UnboundedSender<Vec<Ipv4Addr>>,
+    begun: mpsc::UnboundedSender<Vec<IpAddr>>,
     ends: blocking::Receiver<bool>,
 }
 
@@ -42,7 +43,7 @@ type Begun = (Step, oneshot::Sender<Outcome>);
 /// Steps that the test ends.
 struct Runner {
     begun: mpsc::UnboundedSender<Begun>,
-    stale: Mutex<Vec<Ipv4Addr>>,
+    stale: Mutex<Vec<IpAddr>>,
 }
 
 impl StepRunner for Runner {
@@ -52,14 +53,14 @@ impl StepRunner for Runner {
         ended.await.unwrap()
     }
 
-    fn remove_stale_rules(&self, address: Ipv4Addr) {
+    fn remove_stale_rules(&self, address: IpAddr) {
         self.stale.lock().unwrap().push(address);
     }
 }
 
 struct World {
     pool: PoolHandle,
-    writes: mpsc::UnboundedReceiver<Vec<Ipv4Addr>>,
+    writes: mpsc::UnboundedReceiver<Vec<IpAddr>>,
     write_ends: blocking::Sender<bool>,
     steps: mpsc::UnboundedReceiver<Begun>,
     runner: Arc<Runner>,
@@ -112,7 +113,7 @@ impl World {
         tokio::spawn(async move { pool.del(key).await })
     }
 
-    async fn write_begins(&mut self) -> Vec<Ipv4Addr> {
+    async fn write_begins(&mut self) -> Vec<IpAddr> {
         self.writes.recv().await.unwrap()
     }
 
@@ -153,6 +154,7 @@ fn primary(ips: u8) -> Eni {
         subnet: "subnet-1".parse().unwrap(),
         subnet_cidr: "10.0.1.0/24".parse().unwrap(),
         primary_ip: Ipv4Addr::new(10, 0, 1, 10),
+        ipv6: None,
         secondary_ips: (0..ips).map(|number| Ipv4Addr::new(10, 0, 1, 100 + number)).collect(),
         prefixes: Vec::new(),
     }
@@ -285,7 +287,7 @@ async fn a_pod_that_waits_is_answered_when_its_step_brings_an_address() {
 
     let (step, end) = world.steps.recv().await.unwrap();
     assert!(matches!(step, Step::Assign { .. }), "{step}");
-    let address = Ipv4Addr::new(10, 0, 1, 50);
+    let address = IpAddr::from(Ipv4Addr::new(10, 0, 1, 50));
     end.send(assigned(50..59)).unwrap();
     world.write_begins().await;
     world.end_write(true);
@@ -328,11 +330,11 @@ async fn an_end_refuses_who_waits_and_lets_steps_finish() {
 async fn a_late_del_counts_only_for_the_assignment_it_speaks_of() {
     let mut world = World::new(2, false);
     let assignment = world.added("a").await;
-    let late = |addresses: Vec<Ipv4Addr>, unix_ns| LateDel { key: key("a"), addresses, unix_ns };
+    let late = |addresses: Vec<IpAddr>, unix_ns| LateDel { key: key("a"), addresses, unix_ns };
 
     let older = late(vec![assignment.address], 1);
     assert_eq!(world.pool.late_del(older).await, Err(DelError::UnknownPod));
-    let elsewhere = late(vec![Ipv4Addr::new(10, 9, 9, 9)], i64::MAX);
+    let elsewhere = late(vec![Ipv4Addr::new(10, 9, 9, 9).into()], i64::MAX);
     assert_eq!(world.pool.late_del(elsewhere).await, Err(DelError::UnknownPod));
 
     let (pool, meant) = (world.pool.clone(), late(vec![assignment.address], i64::MAX));
@@ -384,7 +386,7 @@ async fn readiness_is_what_a_pod_would_meet_and_takes_nothing() {
 #[tokio::test]
 async fn rules_without_a_link_are_removed() {
     let world = World::new(1, false);
-    let address = Ipv4Addr::new(10, 0, 1, 100);
+    let address = IpAddr::from(Ipv4Addr::new(10, 0, 1, 100));
 
     world.pool.kernel_seen(KernelView { ruled: BTreeSet::from([address]), ..KernelView::default() }).await;
 

@@ -1,7 +1,7 @@
 //! The thread that writes the state files, so that no reply but its own waits for the disk.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -22,8 +22,8 @@ pub(super) type Written = Result<(), String>;
 struct Job {
     /// None if only the second file changes.
     allocations: Option<Vec<Allocation>>,
-    cooling: Vec<(Ipv4Addr, Instant)>,
-    quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+    cooling: Vec<(IpAddr, Instant)>,
+    quarantined: Vec<(IpAddr, QuarantineReason)>,
 }
 
 /// The two files, in the hands of whoever writes them.
@@ -97,8 +97,8 @@ impl Writer {
     pub(super) fn begin(
         &self,
         allocations: Option<Vec<Allocation>>,
-        cooling: Vec<(Ipv4Addr, Instant)>,
-        quarantined: Vec<(Ipv4Addr, QuarantineReason)>,
+        cooling: Vec<(IpAddr, Instant)>,
+        quarantined: Vec<(IpAddr, QuarantineReason)>,
     ) {
         // The thread ends only with this sender, and takes one job at a time.
         let _ = self.jobs.try_send(Job { allocations, cooling, quarantined });

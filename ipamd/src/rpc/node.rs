@@ -52,7 +52,7 @@ impl Node for Services {
             interface: one.released.allocation.key.interface().to_owned(),
             pod_namespace: one.released.allocation.pod.namespace.clone(),
             pod_name: one.released.allocation.pod.name.clone(),
-            ipv4: one.released.allocation.address.to_string(),
+            ip: one.released.allocation.address.to_string(),
             route_table: one.released.table.0,
             quarantined: one.is_quarantined,
         });

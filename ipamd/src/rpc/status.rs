@@ -135,6 +135,12 @@ fn eni(eni: &EniReport, at: Moment) -> EniStatus {
             AddressState::Leaving => {}
         }
     }
+    if eni.prefixes.iter().any(|prefix| prefix.net().addr().is_ipv6()) {
+        // Only those that pods had are listed.
+        counts.total = u32::MAX;
+        let rest = if eni.phase == EniPhase::Ready { &mut counts.free } else { &mut counts.setting_up };
+        *rest = u32::MAX;
+    }
     EniStatus {
         id: eni.id.to_string(),
         network_card: eni.slot.card.0.into(),
@@ -150,6 +156,7 @@ fn eni(eni: &EniReport, at: Moment) -> EniStatus {
         unused_because: eni.unused_because.map(str::to_owned),
         subnet: eni.subnet.to_string(),
         primary_ip: eni.primary_ip.to_string(),
+        primary_ipv6: eni.ipv6.map_or_else(String::new, |ip| ip.to_string()),
         prefixes: eni.prefixes.iter().map(ToString::to_string).collect(),
         counts: Some(counts),
         addresses: eni.addresses.iter().map(|it| address(it, at)).collect(),

@@ -11,6 +11,7 @@ use crate::pool::{Allocation, Assignment, Reason, Refusal, Released};
 
 fn facts(uses_external_snat: bool) -> ReplyFacts {
     ReplyFacts {
+        family: Family::V4,
         instance: InstanceFacts {
             region: "eu-central-1".to_owned(),
             availability_zone: "eu-central-1a".to_owned(),
@@ -20,8 +21,10 @@ fn facts(uses_external_snat: bool) -> ReplyFacts {
             primary_mac: "02:00:00:00:00:01".parse().unwrap(),
             subnet: "subnet-1".parse().unwrap(),
             subnet_cidr: "10.0.1.0/24".parse().unwrap(),
+            subnet_ipv6_cidr: None,
             vpc: "vpc-1".parse().unwrap(),
             node_ip: Ipv4Addr::new(10, 0, 1, 10),
+            node_ipv6: None,
         },
         network: Arc::new(RwLock::new(network())),
         uses_external_snat,
@@ -31,13 +34,17 @@ fn facts(uses_external_snat: bool) -> ReplyFacts {
 }
 
 fn network() -> NetworkFacts {
-    NetworkFacts { vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()], security_groups: Vec::new() }
+    NetworkFacts {
+        vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        vpc_ipv6_cidrs: Vec::new(),
+        security_groups: Vec::new(),
+    }
 }
 
 fn assignment() -> Assignment {
     let slot = EniSlot::new(0, 2);
     Assignment {
-        address: Ipv4Addr::new(10, 0, 1, 7),
+        address: Ipv4Addr::new(10, 0, 1, 7).into(),
         eni: Some("eni-2".parse().unwrap()),
         slot,
         table: RouteTable::of(slot),
@@ -87,7 +94,7 @@ fn a_release_names_what_the_pod_had() {
         allocation: Allocation {
             key: PodKey::new("aws-cni", "c", "eth0").unwrap(),
             pod: PodName::new("default", "web"),
-            address: Ipv4Addr::new(10, 0, 1, 7),
+            address: Ipv4Addr::new(10, 0, 1, 7).into(),
             assigned_unix_ns: 1,
         },
         slot: EniSlot::PRIMARY,

@@ -1,10 +1,11 @@
 //! Between the pool's values and the wire's messages.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use proto::rpc::{self, AddNetworkReply, DelNetworkReply, IpAllocationMetadata, RefusalReason};
 use tonic::Status;
-use vpc::{EniSlot, RouteTable};
+use vpc::{EniSlot, Family, RouteTable};
 
 use super::ReplyFacts;
 use crate::imds::NetworkFacts;
@@ -15,38 +16,44 @@ pub(super) fn assigned(
     facts: &ReplyFacts,
     network: &NetworkFacts,
 ) -> AddNetworkReply {
-    let mut cidrs: Vec<String> = network.vpc_cidrs.iter().map(ToString::to_string).collect();
-    if !facts.uses_external_snat {
-        cidrs.extend(facts.exclude_snat_cidrs.iter().map(ToString::to_string));
+    let (mut vp_cv4_cid_rs, mut vp_cv6_cid_rs) = (Vec::new(), Vec::new());
+    match facts.family {
+        Family::V4 => {
+            vp_cv4_cid_rs.extend(network.vpc_cidrs.iter().map(ToString::to_string));
+            if !facts.uses_external_snat {
+                vp_cv4_cid_rs.extend(facts.exclude_snat_cidrs.iter().map(ToString::to_string));
+            }
+        }
+        Family::V6 => vp_cv6_cid_rs.extend(network.vpc_ipv6_cidrs.iter().map(ToString::to_string)),
     }
     AddNetworkReply {
         success: true,
-        ip_allocation_metadata: vec![allocation(
-            assignment.address.to_string(),
-            assignment.slot,
-            assignment.table,
-        )],
-        use_external_snat: facts.uses_external_snat,
-        vp_cv4_cid_rs: cidrs,
+        ip_allocation_metadata: vec![allocation(assignment.address, assignment.slot, assignment.table)],
+        use_external_snat: facts.family == Family::V4 && facts.uses_external_snat,
+        vp_cv4_cid_rs,
+        vp_cv6_cid_rs,
         network_policy_mode: facts.network_policy_mode.clone(),
         ..AddNetworkReply::default()
     }
 }
 
 pub(super) fn released(released: &Released, facts: &ReplyFacts) -> DelNetworkReply {
-    let address = released.allocation.address.to_string();
     DelNetworkReply {
         success: true,
-        ip_allocation_metadata: vec![allocation(address, released.slot, released.table)],
+        ip_allocation_metadata: vec![allocation(released.allocation.address, released.slot, released.table)],
         pod_vlan_id: 0,
         network_policy_mode: facts.network_policy_mode.clone(),
     }
 }
 
-fn allocation(address: String, slot: EniSlot, table: RouteTable) -> IpAllocationMetadata {
+fn allocation(address: IpAddr, slot: EniSlot, table: RouteTable) -> IpAllocationMetadata {
+    let (i_pv4_addr, i_pv6_addr) = match address {
+        IpAddr::V4(address) => (address.to_string(), String::new()),
+        IpAddr::V6(address) => (String::new(), address.to_string()),
+    };
     IpAllocationMetadata {
-        i_pv4_addr: address,
-        i_pv6_addr: String::new(),
+        i_pv4_addr,
+        i_pv6_addr,
         device_number: i32::from(slot.device.0),
         // Table numbers stay below 13,000 by their construction.
         route_table_id: i32::try_from(table.0).unwrap_or(0),

@@ -4,7 +4,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use proto::node::{AddressStory, Holding, PodStory, ReleasedAddress, WhyReply};
 use vpc::{PodKey, PodName};
@@ -20,7 +20,7 @@ const ID_LENGTH: usize = 8;
 /// What somebody asks about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Subject {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// A namespace and a name.
     Pod(PodName),
     /// A name alone, or the beginning of a container id.
@@ -127,16 +127,16 @@ fn released(report: &Report, release: &Release) -> ReleasedAddress {
     }
 }
 
-fn last_release(report: &Report, address: Ipv4Addr) -> Option<&Release> {
+fn last_release(report: &Report, address: IpAddr) -> Option<&Release> {
     report.releases.iter().rev().find(|it| it.allocation.address == address)
 }
 
-fn find(report: &Report, wanted: Ipv4Addr) -> Option<(&AddressReport, &EniReport)> {
+fn find(report: &Report, wanted: IpAddr) -> Option<(&AddressReport, &EniReport)> {
     let addresses = report.pool.enis.iter().flat_map(|eni| eni.addresses.iter().map(move |it| (it, eni)));
     addresses.into_iter().find(|(it, _)| it.address == wanted)
 }
 
-fn address_story(report: &Report, ip: Ipv4Addr) -> AddressStory {
+fn address_story(report: &Report, ip: IpAddr) -> AddressStory {
     let released = last_release(report, ip).map(|it| released(report, it));
     let pinned = report.pool.pinned.iter().find(|held| held.address == ip).map(assigned);
     let (status, eni) = match find(report, ip) {
@@ -155,9 +155,9 @@ fn address_story(report: &Report, ip: Ipv4Addr) -> AddressStory {
             released,
         };
     }
-    let own = report.pool.enis.iter().find(|eni| eni.primary_ip == ip);
-    let in_prefix =
-        report.pool.enis.iter().find(|eni| eni.prefixes.iter().any(|prefix| prefix.contains(ip.into())));
+    let own =
+        report.pool.enis.iter().find(|eni| ip == eni.primary_ip || eni.ipv6.is_some_and(|own| ip == own));
+    let in_prefix = report.pool.enis.iter().find(|eni| eni.prefixes.iter().any(|prefix| prefix.contains(ip)));
     let state = match (own, in_prefix) {
         (Some(_), _) => "node",
         (None, Some(_)) => "free",

@@ -192,6 +192,7 @@ impl Ec2 for SimEc2 {
                         vpc: parsed(&subnet.vpc_id),
                         availability_zone: subnet.zone.clone(),
                         ipv4_cidr: Some(subnet.cidr),
+                        ipv6_cidr: subnet.ipv6_cidr,
                         free_addresses: subnet.available,
                         tags: subnet.tags.clone(),
                     })
@@ -207,6 +208,7 @@ impl Ec2 for SimEc2 {
             NewAddresses::None => (None, None),
             NewAddresses::SecondaryIps(count) => (Some(count), None),
             NewAddresses::Ipv4Prefixes(count) => (None, Some(count)),
+            NewAddresses::Ipv6Address => panic!("an IPv6 node in a world of IPv4"),
         };
         let request = Request::CreateNetworkInterface(cloud::CreateNetworkInterface {
             subnet_id: eni.subnet.to_string(),
@@ -288,6 +290,10 @@ impl Ec2 for SimEc2 {
             }
             other => unexpected(&other),
         }
+    }
+
+    async fn assign_ipv6_prefixes(&self, _: &EniId, _: u16) -> Result<Vec<Prefix>> {
+        panic!("an IPv6 node in a world of IPv4")
     }
 
     async fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> Result<()> {

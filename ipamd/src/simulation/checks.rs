@@ -1,7 +1,7 @@
 //! What must hold once nothing is out of order any more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -27,7 +27,7 @@ struct Books {
     stats: Stats,
     running: Vec<String>,
     /// By ENI: its addresses, without its own.
-    enis: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    enis: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Prefixes of which no pod has an address.
     empty_prefixes: u32,
     /// Single addresses and prefixes.
@@ -52,7 +52,7 @@ fn count(number: usize) -> u32 {
 }
 
 fn is_in(prefix: &vpc::Prefix, address: &AddressReport) -> bool {
-    prefix.contains(address.address.into())
+    prefix.contains(address.address)
 }
 
 fn empty_prefixes(eni: &EniReport) -> impl Iterator<Item = &vpc::Prefix> {
@@ -196,7 +196,7 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
         return not_settled(format!("something is to go back: {}; {stats:?}", books.plans));
     }
     let snapshot = stage.world.cloud.snapshot();
-    let at_ec2: BTreeMap<String, BTreeSet<Ipv4Addr>> = snapshot
+    let at_ec2: BTreeMap<String, BTreeSet<IpAddr>> = snapshot
         .attached(&node.instance)
         .into_iter()
         .map(|eni| {
@@ -205,7 +205,7 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
                 .prefixes
                 .iter()
                 .flat_map(|prefix| prefix.network().to_bits()..=prefix.broadcast().to_bits());
-            (eni.id.clone(), singles.chain(prefixes.map(Ipv4Addr::from_bits)).collect())
+            (eni.id.clone(), singles.chain(prefixes.map(Ipv4Addr::from_bits)).map(IpAddr::from).collect())
         })
         .collect();
     let oracle = stage.world.oracle();
@@ -213,7 +213,7 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     for eni in enis {
         let none = BTreeSet::new();
         let (known, held) = (books.enis.get(eni).unwrap_or(&none), at_ec2.get(eni).unwrap_or(&none));
-        let excused = |address: &&Ipv4Addr| oracle.was_taken_by_hand(**address);
+        let excused = |address: &&IpAddr| oracle.was_taken_by_hand(**address);
         let unknown: Vec<_> = held.difference(known).filter(|address| !excused(address)).collect();
         let imagined: Vec<_> = known.difference(held).filter(|address| !excused(address)).collect();
         let is_missing = books.enis.contains_key(eni) != at_ec2.contains_key(eni);

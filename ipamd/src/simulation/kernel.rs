@@ -1,7 +1,7 @@
 //! A node's kernel, as far as addresses go: links, routes and rules, and the host thread's work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const LINK_DEADLINE: Duration = Duration::from_secs(30);
 struct Tables {
     /// By name, with the sandbox that it belongs to.
     links: BTreeMap<String, String>,
-    routes: BTreeMap<Ipv4Addr, String>,
-    rules: BTreeMap<Ipv4Addr, BTreeSet<RuleSeen>>,
+    routes: BTreeMap<IpAddr, String>,
+    rules: BTreeMap<IpAddr, BTreeSet<RuleSeen>>,
 }
 
 /// The kernel of one node; outlives the daemon's processes and ends with a reboot.
@@ -52,16 +52,16 @@ impl Kernel {
         tables.routes.retain(|_, link| link != name);
     }
 
-    pub(super) fn add_rule(&self, address: Ipv4Addr, priority: u32, table: RouteTable) {
+    pub(super) fn add_rule(&self, address: IpAddr, priority: u32, table: RouteTable) {
         self.tables().rules.entry(address).or_default().insert(RuleSeen { priority, table });
     }
 
-    pub(super) fn add_route(&self, address: Ipv4Addr, link: &str) {
+    pub(super) fn add_route(&self, address: IpAddr, link: &str) {
         self.tables().routes.insert(address, link.to_owned());
     }
 
     /// As the plugin's DEL does: what leads to the pod goes, its link stays.
-    pub(super) fn remove_pod(&self, address: Ipv4Addr, link: &str, container: &str) {
+    pub(super) fn remove_pod(&self, address: IpAddr, link: &str, container: &str) {
         let mut tables = self.tables();
         let is_own = tables.links.get(link).is_none_or(|owner| owner == container);
         if tables.routes.get(&address).is_some_and(|led| led != link || !is_own) {
@@ -73,7 +73,7 @@ impl Kernel {
     }
 
     /// The link that the address is routed to.
-    pub(super) fn route_of(&self, address: Ipv4Addr) -> Option<String> {
+    pub(super) fn route_of(&self, address: IpAddr) -> Option<String> {
         self.tables().routes.get(&address).cloned()
     }
 
@@ -84,11 +84,11 @@ impl Kernel {
     fn evidence(&self) -> Evidence {
         let tables = self.tables();
         Evidence {
-            routes: tables.routes.iter().map(|(address, link)| ((*address).into(), link.clone())).collect(),
+            routes: tables.routes.iter().map(|(address, link)| (*address, link.clone())).collect(),
             rules: tables
                 .rules
                 .iter()
-                .map(|(address, rules)| ((*address).into(), rules.iter().copied().collect()))
+                .map(|(address, rules)| (*address, rules.iter().copied().collect()))
                 .collect(),
             links: tables.links.keys().cloned().collect::<BTreeSet<_>>(),
             macs: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! One machine: its disk, its kernel, and the daemon's processes one after the other.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -212,7 +212,7 @@ impl Node {
         let config = lock(&self.config).clone();
         let reach = |world: &Arc<World>| (Arc::clone(world), self.instance.clone(), Arc::clone(life));
         let (world, instance, of) = reach(&self.world);
-        let facts = FactReader::new(SimImds { world, instance, life: of });
+        let facts = FactReader::new(SimImds { world, instance, life: of }, vpc::Family::V4);
         let (facts_of_instance, network) = instance_facts(&facts).await?;
         let (world, instance, of) = reach(&self.world);
         let ec2 = Paced::new(SimEc2 { world, instance, life: of }, PaceOptions::default());
@@ -317,14 +317,14 @@ impl Node {
     }
 
     /// Leaves a DEL for the daemon, as a plugin does that does not reach it.
-    pub(super) fn spool(&self, container: &str, address: Option<Ipv4Addr>) {
+    pub(super) fn spool(&self, container: &str, address: Option<IpAddr>) {
         let del = SpooledDel {
             network: super::pod::NETWORK.to_owned(),
             container_id: container.to_owned(),
             interface: super::pod::INTERFACE.to_owned(),
             pod_name: String::new(),
             pod_namespace: String::new(),
-            addresses: address.into_iter().map(Into::into).collect(),
+            addresses: address.into_iter().collect(),
             unix_time_ns: u64::try_from(self.clock().moment().unix_ns()).unwrap_or(0),
         };
         let process = u32::try_from(lock(&self.chance).between(1, 4_000_000)).unwrap_or(1);

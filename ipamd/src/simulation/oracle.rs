@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::pool::{Assignment, Reason};
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Violation {
-    SharedAddress { address: Ipv4Addr, holder: String, other: String },
-    SecondAddress { pod: String, first: Ipv4Addr, second: Ipv4Addr },
-    CooldownIgnored { address: Ipv4Addr, pod: String, rested: Duration, wanted: Duration },
-    InKernelUse { address: Ipv4Addr, pod: String, link: String },
-    NotOnNode { address: Ipv4Addr, pod: String, node: usize },
-    WrongTable { address: Ipv4Addr, pod: String, said: u32, right: u32 },
-    LiveAddressLost { address: Ipv4Addr, pod: String },
+    SharedAddress { address: IpAddr, holder: String, other: String },
+    SecondAddress { pod: String, first: IpAddr, second: IpAddr },
+    CooldownIgnored { address: IpAddr, pod: String, rested: Duration, wanted: Duration },
+    InKernelUse { address: IpAddr, pod: String, link: String },
+    NotOnNode { address: IpAddr, pod: String, node: usize },
+    WrongTable { address: IpAddr, pod: String, said: u32, right: u32 },
+    LiveAddressLost { address: IpAddr, pod: String },
     TooManyEnis { node: usize, count: usize, limit: usize },
     AskedTooMuch { node: usize, class: String },
     AnsweredLate { pod: String, after: Duration },
@@ -138,14 +138,14 @@ pub(super) struct Oracle {
     eni_limit: usize,
     /// How long a pod may wait when nothing is out of order and the node has room.
     served_within: Duration,
-    holdings: BTreeMap<Ipv4Addr, Holding>,
-    by_container: BTreeMap<String, Ipv4Addr>,
-    rests: BTreeMap<Ipv4Addr, Rest>,
+    holdings: BTreeMap<IpAddr, Holding>,
+    by_container: BTreeMap<String, IpAddr>,
+    rests: BTreeMap<IpAddr, Rest>,
     /// Addresses that a person took away; what becomes of their pods is not the daemon's doing.
     /// True once EC2 has let go of them.
-    taken_by_hand: BTreeMap<Ipv4Addr, bool>,
+    taken_by_hand: BTreeMap<IpAddr, bool>,
     /// All addresses that a person ever took.
-    ever_taken: BTreeSet<Ipv4Addr>,
+    ever_taken: BTreeSet<IpAddr>,
     nodes: Vec<NodeFacts>,
     by_instance: BTreeMap<String, usize>,
     violation: Option<Violation>,
@@ -239,7 +239,7 @@ impl Oracle {
     }
 
     /// Of pods that are not wired yet the state file was the only witness.
-    pub(super) fn loses_sight(&mut self, node: usize, is_wired: impl Fn(Ipv4Addr) -> bool) {
+    pub(super) fn loses_sight(&mut self, node: usize, is_wired: impl Fn(IpAddr) -> bool) {
         self.holdings.retain(|address, holding| holding.node != node || is_wired(*address));
         let holdings = &self.holdings;
         self.by_container.retain(|_, address| holdings.contains_key(address));
@@ -261,8 +261,8 @@ impl Oracle {
     }
 
     /// A person takes addresses away from their nodes.
-    pub(super) fn takes_by_hand(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) {
-        for address in addresses {
+    pub(super) fn takes_by_hand(&mut self, addresses: impl IntoIterator<Item = impl Into<IpAddr>>) {
+        for address in addresses.into_iter().map(Into::into) {
             self.taken_by_hand.insert(address, false);
             self.ever_taken.insert(address);
         }
@@ -320,7 +320,7 @@ impl Oracle {
         }
         let place = snapshot.enis.values().find(|eni| {
             eni.addresses.iter().any(|ip| ip.address == address && !ip.is_primary)
-                || eni.prefixes.iter().any(|prefix| prefix.contains(&address))
+                || eni.prefixes.iter().any(|prefix| ipnet::IpNet::from(*prefix).contains(&address))
         });
         let was_touched = |eni: &str| self.nodes[node].enis_by_hand.contains(eni);
         let is_doomed = self.ever_taken.contains(&address) || place.is_some_and(|eni| was_touched(&eni.id));
@@ -434,8 +434,8 @@ impl Oracle {
         self.checked_version = snapshot.version;
         self.roomy_since = (free >= ROOMY).then(|| self.roomy_since.unwrap_or(self.now));
         let of_taken = snapshot.enis.values().filter(|eni| self.enis_taken.contains(&eni.id));
-        self.ever_taken.extend(of_taken.flat_map(|eni| &eni.addresses).map(|ip| ip.address));
-        let mut held: BTreeSet<(usize, Ipv4Addr)> = BTreeSet::new();
+        self.ever_taken.extend(of_taken.flat_map(|eni| &eni.addresses).map(|ip| IpAddr::from(ip.address)));
+        let mut held: BTreeSet<(usize, IpAddr)> = BTreeSet::new();
         let mut counts = vec![0_usize; self.nodes.len()];
         let mut prefixes = Vec::new();
         for eni in snapshot.enis.values() {
@@ -444,8 +444,8 @@ impl Oracle {
             if !self.nodes[node].enis_by_hand.contains(&eni.id) {
                 counts[node] += 1;
             }
-            held.extend(eni.addresses.iter().map(|ip| (node, ip.address)));
-            prefixes.extend(eni.prefixes.iter().map(|prefix| (node, *prefix)));
+            held.extend(eni.addresses.iter().map(|ip| (node, ip.address.into())));
+            prefixes.extend(eni.prefixes.iter().map(|prefix| (node, ipnet::IpNet::from(*prefix))));
         }
         for (address, holding) in &self.holdings {
             let is_there = held.contains(&(holding.node, *address))
@@ -495,7 +495,7 @@ impl Oracle {
         self.nodes[node].enis_by_hand.contains(eni)
     }
 
-    pub(super) fn was_taken_by_hand(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn was_taken_by_hand(&self, address: IpAddr) -> bool {
         self.ever_taken.contains(&address)
     }
 }

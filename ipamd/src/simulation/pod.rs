@@ -1,6 +1,6 @@
 //! A pod's life as kubelet, runtime and plugin make it: ADD, wiring, DEL, again and again.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) struct Pod {
     /// Lives on when the others are told to go.
     stays: bool,
     /// The sandbox that there is, with its address if it got one.
-    current: Option<(String, Option<Ipv4Addr>)>,
+    current: Option<(String, Option<IpAddr>)>,
 }
 
 impl Pod {
@@ -112,7 +112,7 @@ impl Pod {
     }
 
     /// Makes one sandbox; none if that failed, and then nothing of it is left.
-    async fn start(&mut self, container: &str) -> Option<Ipv4Addr> {
+    async fn start(&mut self, container: &str) -> Option<IpAddr> {
         let (node, pod) = (Arc::clone(&self.node), self.pod());
         let first = self.add(container);
         let outcome = if self.chance.clone().percent(4) {
@@ -168,7 +168,7 @@ impl Pod {
     }
 
     /// An ADD of the same key once more; says whether the pod goes on.
-    async fn repeat(&mut self, container: &str, address: Ipv4Addr) -> bool {
+    async fn repeat(&mut self, container: &str, address: IpAddr) -> bool {
         match self.add(container).await {
             Ok(_) => true,
             Err(_) => {
@@ -250,7 +250,7 @@ impl Pod {
     }
 
     /// The plugin's DEL, and later the end of the namespace.
-    async fn end(&mut self, container: &str, address: Option<Ipv4Addr>) {
+    async fn end(&mut self, container: &str, address: Option<IpAddr>) {
         let node = Arc::clone(&self.node);
         let link = host_veth("eni", &self.pod(), 0);
         let key = PodKey::new(NETWORK, container, INTERFACE).expect("a key");

@@ -2,10 +2,13 @@
 
 use proto::node::{ActionBudget, EniStatus, StatusReply, SubnetStatus, Targets};
 
-use crate::commands::text::{count, distance, held_back, moment, pod, span, states, table};
+use crate::commands::text::{addresses, count, distance, held_back, moment, pod, span, states, table};
 
 /// The kernel's main route table, which serves the primary ENI.
 const MAIN_TABLE: u32 = 254;
+
+/// Where the addresses of IPv6 pods come from.
+const IPV6: &str = "an IPv6 prefix";
 
 /// The pods that are listed of those refused; the JSON has all.
 const REFUSALS: usize = 10;
@@ -40,11 +43,12 @@ fn head(reply: &StatusReply) -> String {
         let since = moment(daemon.started_unix_ms, reply.now_unix_ms);
         rows.push(vec!["daemon".to_owned(), format!("{}, {} since {since}", daemon.version, daemon.state)]);
     }
-    if let Some(addresses) = &reply.addresses {
-        let most = reply.targets.as_ref().map(|it| format!(" of at most {}", it.address_limit));
-        let held = format!("{} held{}: {}", addresses.total, most.unwrap_or_default(), states(addresses));
+    if let Some(counts) = &reply.addresses {
+        let limit = reply.targets.as_ref().map(|it| format!(" of at most {}", addresses(it.address_limit)));
+        let held =
+            format!("{} held{}: {}", addresses(counts.total), limit.unwrap_or_default(), states(counts));
         rows.push(vec!["addresses".to_owned(), held]);
-        if let Some(next) = addresses.next_cooled_unix_ms {
+        if let Some(next) = counts.next_cooled_unix_ms {
             let text = format!("the next one that cools is free {}", distance(next, reply.now_unix_ms));
             rows.push(vec![String::new(), text]);
         }
@@ -59,6 +63,10 @@ fn head(reply: &StatusReply) -> String {
 }
 
 fn settings(wanted: &Targets) -> String {
+    if wanted.mode == IPV6 {
+        let is_missing = if wanted.missing > 0 { "it is missing" } else { "reached" };
+        return format!("{IPV6}; {is_missing}");
+    }
     let counts_ips = wanted.warm_ip_target > 0 || wanted.minimum_ip_target > 0;
     // Whole ENIs or prefixes are kept warm only where single addresses are not counted.
     let settings = match (counts_ips, wanted.mode.as_str()) {
@@ -86,7 +94,7 @@ fn limits(wanted: &Targets) -> String {
     let mut text = format!(
         "{who} allows {} with {}; the kubelet may start {}",
         count(wanted.eni_limit, "ENI", "ENIs"),
-        count(wanted.address_limit, "address", "addresses"),
+        number_of_addresses(wanted.address_limit),
         count(wanted.max_pods, "pod", "pods")
     );
     if wanted.cordoned {
@@ -125,7 +133,7 @@ fn eni(eni: &EniStatus) -> Vec<String> {
         eni.unused_because.as_ref().map_or_else(|| eni.state.clone(), |why| format!("not used: {why}")),
         holds(eni, counts.total),
         counts.assigned.to_string(),
-        (counts.free + counts.setting_up).to_string(),
+        addresses(counts.free.saturating_add(counts.setting_up)),
         counts.cooling.to_string(),
         counts.quarantined.to_string(),
     ]
@@ -133,15 +141,16 @@ fn eni(eni: &EniStatus) -> Vec<String> {
 
 fn holds(eni: &EniStatus, addresses: u32) -> String {
     match eni.prefixes.len() as u64 {
-        0 => count(addresses, "address", "addresses"),
+        0 => number_of_addresses(addresses),
         prefixes => {
-            format!(
-                "{} ({})",
-                count(prefixes, "prefix", "prefixes"),
-                count(addresses, "address", "addresses")
-            )
+            format!("{} ({})", count(prefixes, "prefix", "prefixes"), number_of_addresses(addresses))
         }
     }
+}
+
+fn number_of_addresses(number: u32) -> String {
+    let plural = if number == 1 { "" } else { "es" };
+    format!("{} address{plural}", addresses(number))
 }
 
 fn subnets(reply: &StatusReply) -> String {

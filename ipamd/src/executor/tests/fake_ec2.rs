@@ -246,6 +246,10 @@ impl Ec2 for FakeEc2 {
         Err(Ec2Error::new(Action::AssignPrivateIpAddresses, eni, Class::Invalid, ""))
     }
 
+    async fn assign_ipv6_prefixes(&self, eni: &EniId, _: u16) -> Result<Vec<Prefix>> {
+        Err(Ec2Error::new(Action::AssignIpv6Addresses, eni, Class::Invalid, ""))
+    }
+
     async fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> Result<()> {
         self.request(Action::UnassignPrivateIpAddresses, |cloud| {
             cloud.enis.get_mut(eni).unwrap().secondary_ips.retain(|address| !ips.contains(address));

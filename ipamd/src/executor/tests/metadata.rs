@@ -1,5 +1,7 @@
 //! Metadata in EC2's place, and as a hint of what others do.
 
+use std::net::Ipv4Addr;
+
 use super::*;
 
 const SECOND: EniSlot = EniSlot::new(0, 2);

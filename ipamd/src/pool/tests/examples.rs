@@ -380,7 +380,7 @@ fn example_66_of_prefixes_switched_on() {
 
     let steps = world.run();
 
-    let blocks = vec![Block::Ip(address(1)), Block::Ip(address(2)), Block::Ip(address(3))];
+    let blocks = vec![Block::Ip(ip(1)), Block::Ip(ip(2)), Block::Ip(ip(3))];
     assert_eq!(
         steps,
         [

@@ -17,7 +17,7 @@ fn with_prefixes(device: u16, ips: &[u8], numbers: &[u16]) -> vpc::Eni {
     eni
 }
 
-fn first_of(number: u16) -> Ipv4Addr {
+fn first_of(number: u16) -> IpAddr {
     prefix(number).addresses().next().unwrap()
 }
 

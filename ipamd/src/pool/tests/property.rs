@@ -1,7 +1,7 @@
 //! Whatever happens in whatever order, no address has two pods and no limit is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 
@@ -34,8 +34,8 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 struct Truth {
     world: World,
     ec2: BTreeMap<EniId, vpc::Eni>,
-    pods: BTreeMap<u8, Ipv4Addr>,
-    released: BTreeMap<Ipv4Addr, Instant>,
+    pods: BTreeMap<u8, IpAddr>,
+    released: BTreeMap<IpAddr, Instant>,
     limits: (usize, usize),
     waiting: BTreeMap<WaiterId, u8>,
 }
@@ -117,8 +117,9 @@ impl Truth {
     }
 }
 
-fn holds(eni: &vpc::Eni, address: Ipv4Addr) -> bool {
-    eni.secondary_ips.contains(&address) || eni.prefixes.iter().any(|prefix| prefix.contains(address.into()))
+fn holds(eni: &vpc::Eni, address: IpAddr) -> bool {
+    eni.secondary_ips.iter().any(|ip| address == *ip)
+        || eni.prefixes.iter().any(|prefix| prefix.contains(address))
 }
 
 fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) {

@@ -1,7 +1,7 @@
 //! The state file, EC2 and the kernel held against each other.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use vpc::{PodName, RouteTable, host_veth};
 
@@ -24,7 +24,7 @@ fn journal(allocations: Vec<Allocation>) -> Journal {
 
 /// A kernel in which these addresses are routed and ruled, each through its pod's link.
 fn kernel(pods: &[(&str, u8)]) -> KernelView {
-    let addresses: BTreeSet<Ipv4Addr> = pods.iter().map(|(_, last)| address(*last)).collect();
+    let addresses: BTreeSet<IpAddr> = pods.iter().map(|(_, last)| address(*last)).collect();
     KernelView {
         routed: addresses.clone(),
         ruled: addresses,

@@ -124,10 +124,7 @@ fn a_refused_return_leaves_the_addresses_in_use() {
     world.run();
     world.pass(181 * SECOND);
     let (id, step) = world.plan().remove(0);
-    assert_eq!(
-        step,
-        Step::Unassign { eni: eni_id(0), blocks: vec![Block::Ip(address(3)), Block::Ip(address(2))] }
-    );
+    assert_eq!(step, Step::Unassign { eni: eni_id(0), blocks: vec![Block::Ip(ip(3)), Block::Ip(ip(2))] });
 
     world.finish(id, failure(FailureClass::Throttled));
 

@@ -106,7 +106,7 @@ fn a_pod_that_arrives_later_does_not_overtake_one_that_waits() {
     let mut world = World::bare(settings(1, 2));
     let Answer::Parked(first) = world.add("a") else { panic!() };
     let (id, _) = world.plan().remove(0);
-    world.finish(id, Outcome::Assigned(vec![Block::Ip(address(1))]));
+    world.finish(id, Outcome::Assigned(vec![Block::Ip(ip(1))]));
 
     let late = world.add("b");
 

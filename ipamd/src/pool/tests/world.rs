@@ -1,6 +1,6 @@
 //! A pool, a clock and an EC2 that does what it is asked.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use vpc::{DeviceIndex, Eni, EniId, EniKind, EniRole, EniSlot, Mac, PodKey, PodName};
@@ -56,12 +56,18 @@ pub(super) fn eni(device: u16, ips: &[u8]) -> Eni {
         subnet: "subnet-1".parse().unwrap(),
         subnet_cidr: "10.0.0.0/20".parse().unwrap(),
         primary_ip: Ipv4Addr::new(10, 0, 1, device.to_be_bytes()[1]),
-        secondary_ips: ips.iter().map(|ip| address(*ip)).collect(),
+        ipv6: None,
+        secondary_ips: ips.iter().map(|last| ip(*last)).collect(),
         prefixes: Vec::new(),
     }
 }
 
-pub(super) fn address(last: u8) -> Ipv4Addr {
+pub(super) fn address(last: u8) -> IpAddr {
+    ip(last).into()
+}
+
+/// The same as EC2 has it.
+pub(super) fn ip(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, last)
 }
 
@@ -75,6 +81,11 @@ fn blocks(eni: &EniReport) -> usize {
 pub(super) fn prefix(number: u16) -> Block {
     let [high, low] = (0x1000 + number * 16).to_be_bytes();
     Block::Prefix(format!("10.0.{high}.{low}/28").parse().unwrap())
+}
+
+/// One of EC2's IPv6 prefixes, numbered.
+pub(super) fn ipv6_prefix(number: u16) -> Block {
+    Block::Prefix(format!("2001:db8:0:1:{number:x}::/80").parse().unwrap())
 }
 
 /// A subnet that takes ENIs and has so many free addresses.
@@ -153,14 +164,14 @@ impl World {
     }
 
     /// Adds a pod that gets its address at once.
-    pub(super) fn added(&mut self, pod: &str) -> Ipv4Addr {
+    pub(super) fn added(&mut self, pod: &str) -> IpAddr {
         match self.add(pod) {
             Answer::Assigned(assignment) => assignment.address,
             other => panic!("{pod}: {other:?}"),
         }
     }
 
-    pub(super) fn del(&mut self, pod: &str) -> Ipv4Addr {
+    pub(super) fn del(&mut self, pod: &str) -> IpAddr {
         self.pool.release(&key(pod), self.now).unwrap().allocation.address
     }
 
@@ -186,11 +197,15 @@ impl World {
         let next = |_| match blocks.kind() {
             BlockKind::Ip => {
                 self.next_ip += 1;
-                Block::Ip(address(self.next_ip))
+                Block::Ip(ip(self.next_ip))
             }
             BlockKind::Prefix => {
                 self.next_prefix += 1;
                 prefix(self.next_prefix)
+            }
+            BlockKind::Ipv6Prefix => {
+                self.next_prefix += 1;
+                ipv6_prefix(self.next_prefix)
             }
         };
         (0..blocks.count()).map(next).collect()
@@ -205,7 +220,9 @@ impl World {
                 let mut allocated = eni(device, &[]);
                 allocated.id = format!("eni-{device:x}{:x}", self.enis).parse().unwrap();
                 allocated.subnet = subnet.clone();
-                for block in self.fresh(*blocks) {
+                // EC2 gives a new ENI an IPv6 address of its own, and no prefix with it.
+                let comes_with = Some(*blocks).filter(|blocks| blocks.kind() != BlockKind::Ipv6Prefix);
+                for block in comes_with.map(|blocks| self.fresh(blocks)).unwrap_or_default() {
                     match block {
                         Block::Ip(ip) => allocated.secondary_ips.push(ip),
                         Block::Prefix(prefix) => allocated.prefixes.push(prefix),

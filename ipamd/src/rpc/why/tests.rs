@@ -1,5 +1,6 @@
 //! Questions about a node with a few pods, in every state.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use vpc::{EniKind, EniRole, EniSlot, RouteTable};
@@ -9,8 +10,8 @@ use crate::clock::Moment;
 use crate::pool::{EniPhase, PoolReport, QuarantineReason, Reason, Stats, Wants};
 use crate::report::{Cause, RefusedPod, Wait};
 
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 0, 1, last)
+fn ip(last: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 1, last).into()
 }
 
 fn key(container: &str) -> PodKey {
@@ -49,7 +50,8 @@ fn report() -> Report {
         kind: EniKind::Interface,
         phase: EniPhase::Ready,
         subnet: "subnet-1".parse().unwrap(),
-        primary_ip: ip(200),
+        primary_ip: Ipv4Addr::new(10, 0, 1, 200),
+        ipv6: Some("2001:db8::c8".parse().unwrap()),
         unused_because: None,
         prefixes: vec!["10.0.1.96/28".parse().unwrap()],
         addresses,
