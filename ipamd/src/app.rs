@@ -12,7 +12,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use datapath::wanted::{HostNetwork, PrimaryLink};
+use datapath::wanted::{HostNetwork, HostOptions, PrimaryLink};
 use ec2::{Aws, AwsOptions, Ec2, Imds, ImdsOptions, Paced, Priority};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use vpc::{Eni, EniRole, Family, InstanceLimits};
 use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::conflist::Installed;
+use crate::conflist::{Conflist, Egress, Installed};
 use crate::durable::{Disk, RealDisk};
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
@@ -138,6 +138,9 @@ impl Daemon<Aws> {
         let facts = FactReader::new(imds.clone(), config.family);
         let (instance, network) = instance_facts(&facts).await?;
         info!(?instance, ?network, "instance known");
+        if config.host.egress && !egress(config, &instance).is_on() {
+            warn!("ENABLE_V6_EGRESS has no effect: the node's primary ENI has no IPv6 address");
+        }
         let aws = Aws::new(&aws_options(config, &instance), &imds).await;
         let host =
             host::start(wanted_host(config, &instance, &network)).context("open the host's network")?;
@@ -258,7 +261,7 @@ impl<E: Ec2> Daemon<E> {
         let services =
             Services::new(pool.clone(), host.clone(), facts_of_replies, budgets).telling_of(takeover);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
-        write_conflist(config)?;
+        write_conflist(config, &instance)?;
         info!(socket = proto::IPAMD_SOCKET, "serving");
 
         tokio::select! {
@@ -324,8 +327,9 @@ pub(crate) async fn instance_facts(facts: &FactReader) -> anyhow::Result<(Instan
 }
 
 /// Tells the container runtime that this node can run pods.
-fn write_conflist(config: &Config) -> anyhow::Result<()> {
-    match conflist::install(config.conflist_directory.as_deref(), &config.conflist.render()?)? {
+fn write_conflist(config: &Config, instance: &InstanceFacts) -> anyhow::Result<()> {
+    let list = Conflist { egress: egress(config, instance), ..config.conflist.clone() };
+    match conflist::install(config.conflist_directory.as_deref(), &list.render()?)? {
         Installed::Written => info!("plugin list written"),
         Installed::Unchanged => info!("plugin list is as it should be"),
         Installed::NoDirectory(directory) => {
@@ -375,9 +379,14 @@ fn wanted_host(config: &Config, instance: &InstanceFacts, network: &NetworkFacts
             address_v6: instance.node_ipv6,
         },
         vpc_cidrs: network.vpc_cidrs.clone(),
-        options: config.host.clone(),
+        options: HostOptions { egress: egress(config, instance).is_on(), ..config.host.clone() },
         enis: Vec::new(),
     }
+}
+
+/// What pods' way to the other family comes to on this node.
+fn egress(config: &Config, instance: &InstanceFacts) -> Egress {
+    Egress::of(config.family, config.host.egress, instance.node_ip, instance.node_ipv6)
 }
 
 fn reply_facts(config: &Config, instance: &InstanceFacts, network: &Arc<RwLock<NetworkFacts>>) -> ReplyFacts {

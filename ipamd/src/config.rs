@@ -127,12 +127,11 @@ impl fmt::Display for ConfigErrors {
 const MOST: u32 = 65_535;
 
 /// Settings whose feature this release does not have. They may be off.
-const UNSERVED: [(&str, &str); 5] = [
+const UNSERVED: [(&str, &str); 4] = [
     ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "custom networking"),
     ("ENABLE_POD_ENI", "security groups for pods"),
     ("ENABLE_MULTI_NIC", "multi-NIC pods"),
     ("ANNOTATE_POD_IP", "pod annotations"),
-    ("ENABLE_V6_EGRESS", "IPv6 egress"),
 ];
 
 impl Config {
@@ -281,9 +280,20 @@ fn host_options(reader: &mut Reader<'_>, family: Family) -> HostOptions {
         connmark: reader.parsed("AWS_VPC_K8S_CNI_CONNMARK", default.connmark, text::connmark),
         veth_prefix: reader.parsed("AWS_VPC_K8S_CNI_VETHPREFIX", default.veth_prefix, text::veth_prefix),
         eni_mtu: reader.number("AWS_VPC_ENI_MTU", default.eni_mtu, text::mtu_least(family), text::MTU_MOST),
-        // Refused so far, with the features that need them.
-        egress: default.egress,
+        egress: egress(reader, family),
+        // Refused so far, with the feature that needs it.
         strict_branches: default.strict_branches,
+    }
+}
+
+/// Whether pods, whose addresses are of `family`, reach the other family too. The setting for the
+/// other kind of cluster has no effect, but a typing error in it should not stay unseen.
+fn egress(reader: &mut Reader<'_>, family: Family) -> bool {
+    let v4 = reader.boolean("ENABLE_V4_EGRESS", true);
+    let v6 = reader.boolean("ENABLE_V6_EGRESS", false);
+    match family {
+        Family::V4 => v6,
+        Family::V6 => v4,
     }
 }
 
@@ -308,6 +318,7 @@ fn conflist(reader: &mut Reader<'_>, host: &HostOptions, family: Family) -> Conf
         log_file: reader.parsed("AWS_VPC_K8S_PLUGIN_LOG_FILE", default.log_file, text::plugin_log_file),
         log_level: reader.text("AWS_VPC_K8S_PLUGIN_LOG_LEVEL").unwrap_or(default.log_level),
         randomize_snat: reader.text("AWS_VPC_K8S_CNI_RANDOMIZESNAT").unwrap_or(default.randomize_snat),
+        // What the node's addresses make of it is known later.
         egress: default.egress,
         egress_v4_log_file: reader.parsed(
             "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE",

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use vpc::Family;
+
 use crate::host_file::{self, InstallError};
 
 #[cfg(test)]
@@ -31,7 +33,6 @@ pub(crate) enum CniVersion {
 
 /// The egress plugin's part: IPv4 for the pods of an IPv6 cluster, or the other way round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "the settings that choose egress are refused so far"))]
 pub(crate) enum Egress {
     /// An IPv4 cluster without IPv6 egress: the plugin passes results through.
     V6Off,
@@ -39,6 +40,26 @@ pub(crate) enum Egress {
     V6(Ipv6Addr),
     /// An IPv6 cluster whose pods reach IPv4 through this address of the node, if switched on.
     V4 { node: Ipv4Addr, is_enabled: bool },
+}
+
+impl Egress {
+    /// What egress comes to on a node with these addresses, whose pods' addresses are of `family`.
+    pub(crate) fn of(family: Family, is_enabled: bool, node: Ipv4Addr, node_v6: Option<Ipv6Addr>) -> Self {
+        match (family, node_v6) {
+            (Family::V6, _) => Self::V4 { node, is_enabled },
+            (Family::V4, Some(node)) if is_enabled => Self::V6(node),
+            (Family::V4, _) => Self::V6Off,
+        }
+    }
+
+    /// Whether pods get a second link.
+    pub(crate) fn is_on(self) -> bool {
+        match self {
+            Self::V6Off => false,
+            Self::V6(_) => true,
+            Self::V4 { is_enabled, .. } => is_enabled,
+        }
+    }
 }
 
 /// Everything that the list depends on.
@@ -147,10 +168,11 @@ impl Conflist {
 
     fn egress_cni(&self) -> String {
         let is_v4 = matches!(self.egress, Egress::V4 { .. });
-        let (enabled, node_ip) = match self.egress {
-            Egress::V6Off => (false, String::new()),
-            Egress::V6(node) => (true, node.to_string()),
-            Egress::V4 { node, is_enabled } => (is_enabled, node.to_string()),
+        let enabled = self.egress.is_on();
+        let node_ip = match self.egress {
+            Egress::V6Off => String::new(),
+            Egress::V6(node) => node.to_string(),
+            Egress::V4 { node, .. } => node.to_string(),
         };
         let (subnet, destination, directory, log_file) = if is_v4 {
             ("169.254.172.0/22", "0.0.0.0/0", "/run/cni/v6pd/egress-v4-ipam", &self.egress_v4_log_file)
@@ -190,7 +212,8 @@ impl Conflist {
                 self.veth_prefix
             ));
         }
-        let least = if matches!(self.egress, Egress::V4 { .. }) { 1280 } else { 576 };
+        // Pods have an IPv6 link in both other cases.
+        let least = if self.egress == Egress::V6Off { 576 } else { 1280 };
         if !(least..=9001).contains(&self.pod_mtu) {
             faults.push(format!("POD_MTU is {}: expected {least} to 9001", self.pod_mtu));
         }

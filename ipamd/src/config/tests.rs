@@ -131,6 +131,17 @@ fn a_feature_of_a_later_release_is_refused_by_name_when_on_and_accepted_when_off
 }
 
 #[test]
+fn egress_is_off_in_an_ipv4_cluster_unless_it_is_asked_for() {
+    assert!(!read(&[]).unwrap().host.egress);
+    assert!(!read(&[("ENABLE_V4_EGRESS", "true"), ("ENABLE_V6_EGRESS", "")]).unwrap().host.egress);
+    assert!(read(&[("ENABLE_V6_EGRESS", "true")]).unwrap().host.egress);
+    assert_eq!(
+        complaints(&[("ENABLE_V4_EGRESS", "maybe")]),
+        [r#"ENABLE_V4_EGRESS is "maybe": expected true or false"#]
+    );
+}
+
+#[test]
 fn prefix_delegation_needs_a_target_that_counts_for_it() {
     let on = ("ENABLE_PREFIX_DELEGATION", "true");
     assert!(read(&[on]).unwrap().delegates_prefixes);

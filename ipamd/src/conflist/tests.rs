@@ -54,6 +54,29 @@ fn ipv4_egress_of_an_ipv6_cluster_has_its_own_range_directory_and_log() {
 }
 
 #[test]
+fn ipv6_egress_is_off_on_a_node_without_ipv6_and_ipv4_egress_always_names_the_node() {
+    let (node, v6) = (Ipv4Addr::new(10, 0, 0, 7), "2001:db8::7".parse().expect("an address"));
+    for (family, is_enabled, node_v6, expected) in [
+        (Family::V4, true, Some(v6), Egress::V6(v6)),
+        (Family::V4, true, None, Egress::V6Off),
+        (Family::V4, false, Some(v6), Egress::V6Off),
+        (Family::V6, true, Some(v6), Egress::V4 { node, is_enabled: true }),
+        (Family::V6, false, None, Egress::V4 { node, is_enabled: false }),
+    ] {
+        let egress = Egress::of(family, is_enabled, node, node_v6);
+        assert_eq!((egress, egress.is_on()), (expected, is_enabled && expected != Egress::V6Off));
+    }
+}
+
+#[test]
+fn a_link_for_ipv6_needs_the_least_mtu_of_ipv6() {
+    let egress = Egress::V6("2001:db8::7".parse().expect("an address"));
+    let ConflistError(faults) =
+        Conflist { egress, pod_mtu: 1279, ..Conflist::default() }.render().expect_err("too small");
+    assert_eq!(faults, ["POD_MTU is 1279: expected 1280 to 9001"]);
+}
+
+#[test]
 fn bandwidth_precedes_tuning_and_portmap_keeps_its_snat() {
     let list = rendered(&Conflist { has_bandwidth: true, disables_pod_v6: true, ..Conflist::default() });
     let types: Vec<&str> =
