@@ -9,8 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use datapath::egress::{self, EgressEnds, EgressError, EgressNetwork};
+use datapath::host;
 use datapath::kernel::inside;
+use datapath::wanted::{HostNetwork, HostOptions, PrimaryLink};
 use support::Space;
+use vpc::Family;
 
 fn v4(address: &str) -> EgressNetwork {
     EgressNetwork {
@@ -187,22 +190,38 @@ fn the_pods_end_has_the_kernels_queue_and_the_hosts_end_none() {
     assert!(digits.len() == 8 && u32::from_str_radix(digits, 16).is_ok(), "{}", ends.host_veth);
 }
 
+/// What the daemon makes of the node for pods with addresses of `family`.
+fn converge(node: &Space, family: Family) {
+    let mac = node.link("eth0")["address"].as_str().unwrap().parse().unwrap();
+    let wanted = HostNetwork {
+        family,
+        primary: PrimaryLink {
+            mac,
+            address: "10.0.0.20".parse().unwrap(),
+            address_v6: Some("2001:db8::20".parse().unwrap()),
+        },
+        vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        options: HostOptions { egress: true, ..HostOptions::default() },
+        enis: Vec::new(),
+    };
+    let mut netlink = node.netlink();
+    inside(&node.netns, || host::observe_and_converge(&mut netlink, &wanted).unwrap()).unwrap();
+}
+
 #[test]
 fn a_pod_reaches_a_server_of_the_other_family_at_once_as_its_node() {
-    let (node, server) = node_and_server();
-    let snat = |family: &str, block: &str, node: &str| {
-        let chain = "type nat hook postrouting priority 100";
-        let rule = format!("{family} saddr {block} snat to {node} fully-random");
-        format!("table {family} t {{\n chain c {{\n {chain};\n {rule}\n }}\n }}\n")
-    };
-    node.feed("nft -f -", &snat("ip", "169.254.172.0/22", "10.0.0.20"));
-    node.feed("nft -f -", &snat("ip6", "fd00::ac:0/118", "2001:db8::20"));
-    let (six, four) = (pod_with(&node, "eni6", "2001:db8:1::7/128"), pod_with(&node, "eni4", "10.0.1.7/32"));
-    add(&v4("169.254.172.2"), &node, &six);
-    add(&v6("fd00::ac:2"), &node, &four);
+    for (family, own, egress, address, expected) in [
+        (Family::V6, "2001:db8:1::7/128", v4("169.254.172.2"), "10.0.0.99", "10.0.0.20"),
+        (Family::V4, "10.0.1.7/32", v6("fd00::ac:2"), "2001:db8::99", "2001:db8::20"),
+    ] {
+        let (node, server) = node_and_server();
+        converge(&node, family);
+        let pod = pod_with(&node, "eni4", own);
 
-    assert_eq!(seen_by(&server, &six, "10.0.0.99").to_string(), "10.0.0.20");
-    assert_eq!(seen_by(&server, &four, "2001:db8::99").to_string(), "2001:db8::20");
+        add(&egress, &node, &pod);
+
+        assert_eq!(seen_by(&server, &pod, address).to_string(), expected);
+    }
 }
 
 #[test]
