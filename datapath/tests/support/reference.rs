@@ -225,10 +225,10 @@ pub fn foreign(iptables: &str) -> [String; 2] {
     for rule in [
         "nat -N AWS-SNAT-CHAIN",
         "nat -N CNI-77b8e585a13c64e496587abc",
-        "nat -A PREROUTING -i eni+ -m comment --comment 'AWS, outbound' -j ACCEPT",
-        "nat -A PREROUTING -m comment --comment 'a \"quoted\" word, a \\ and it'\\''s' -j RETURN",
+        "nat -A PREROUTING -i eni+ -d 192.0.2.76/32 -m comment --comment 'AWS, outbound' -j ACCEPT",
+        "nat -A PREROUTING -d 192.0.2.77/32 -m comment --comment 'a \"quoted\" word, a \\ and it'\\''s' -j RETURN",
         "nat -A POSTROUTING -s 10.0.16.9/32 -m comment --comment 'name: \"other\" id: \"e9\"' -j CNI-77b8e585a13c64e496587abc",
-        "nat -A POSTROUTING ! -o vlan+ -m comment --comment 'AWS, SNAT of ours' -j RETURN",
+        "nat -A POSTROUTING -d 192.0.2.78/32 ! -o vlan+ -m comment --comment 'AWS, SNAT of ours' -j RETURN",
         "mangle -A PREROUTING -i eth0 -m comment --comment 'AWS, primary ENI' -j MARK --set-xmark 0x1/0x1",
         "mangle -A PREROUTING -i eni+ -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80",
         "filter -I FORWARD 1 -d 169.254.172.0/22 -m conntrack --ctstate NEW -j REJECT",
