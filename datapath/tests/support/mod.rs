@@ -85,6 +85,10 @@ impl Space {
         if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
     }
 
+    pub(crate) fn json_object(&self, line: &str) -> Value {
+        serde_json::from_str(&self.run(line)).unwrap()
+    }
+
     /// The lines that a command prints, without trailing blanks.
     pub(crate) fn lines(&self, line: &str) -> Vec<String> {
         self.run(line).lines().map(|line| line.trim_end().replace('\t', " ")).collect()

@@ -34,6 +34,39 @@ impl Node {
         Self { space, vpc }
     }
 
+    /// The same for pods of `family`; for IPv6 with addresses and a router of that family too.
+    pub(crate) fn of(family: Family) -> Self {
+        let node = Self::new();
+        if family == Family::V6 {
+            for (space, command) in [
+                (&node.vpc, "ip addr add fe80:ec2::1/64 dev far0 nodad"),
+                (&node.vpc, "ip addr add fe80:ec2::1/64 dev far1 nodad"),
+                (&node.space, "ip addr add 2001:db8::10/64 dev eth0 nodad"),
+                (&node.space, "ip -6 route add default via fe80:ec2::1 dev eth0 proto ra metric 512"),
+            ] {
+                space.run(command);
+            }
+        }
+        node
+    }
+
+    /// What the reference's defaults want of a node of `family`. It has an IPv6 address in both.
+    pub(crate) fn wanted_of(family: Family) -> HostNetwork {
+        let wanted = Self::wanted();
+        let primary = PrimaryLink { address_v6: Some("2001:db8::10".parse().unwrap()), ..wanted.primary };
+        match family {
+            Family::V4 => HostNetwork { primary, ..wanted },
+            Family::V6 => {
+                let eni = EniNetwork {
+                    address: "2001:db8:0:1::131".parse().unwrap(),
+                    subnet: "2001:db8:0:1::/64".parse().unwrap(),
+                    ..wanted.enis[0]
+                };
+                HostNetwork { family, primary, enis: vec![eni], ..wanted }
+            }
+        }
+    }
+
     /// What the reference's defaults want of it.
     pub(crate) fn wanted() -> HostNetwork {
         HostNetwork {
