@@ -14,7 +14,7 @@ impl Lab {
     /// logs, plugin logs and state files, and EC2's view, as text.
     pub async fn dump(&self) -> String {
         let mut text = String::new();
-        for place in [self.fabric().vpc(), self.fabric().internet()] {
+        for place in self.fabric().places() {
             network(place, &mut text).await;
         }
         for node in self.nodes() {
@@ -45,11 +45,13 @@ impl Node {
 }
 
 async fn network(place: &Place, text: &mut String) {
-    let looks: [&[&str]; 7] = [
+    let looks: [&[&str]; 9] = [
         &["ip", "-d", "link"],
         &["ip", "addr"],
-        &["ip", "route", "show", "table", "all"],
-        &["ip", "rule"],
+        &["ip", "-4", "route", "show", "table", "all"],
+        &["ip", "-4", "rule"],
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "-6", "rule"],
         &["ip", "neigh"],
         &["nft", "list", "ruleset"],
         &["ss", "-tunap"],

@@ -12,7 +12,9 @@ use super::place::Place;
 /// A running echo service, TCP and UDP on the same port; it ends with this value.
 ///
 /// TCP: one line `address:port` as the service sees the caller, then every byte comes back.
-/// UDP: each datagram is answered with such an address, without the newline.
+/// UDP: each datagram comes back with such an address and a newline written over its beginning, or
+/// instead of it where it is shorter. A caller over IPv4 is shown as such also where the service
+/// listens on `[::]`.
 #[derive(Debug)]
 pub struct Echo {
     tcp: AbortHandle,
@@ -56,17 +58,24 @@ async fn serve_tcp(listener: TcpListener) {
 
 async fn answer(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.write_all(format!("{peer}\n").as_bytes()).await?;
+    stream.write_all(format!("{}\n", plain(peer)).as_bytes()).await?;
     let (mut read, mut write) = stream.split();
     tokio::io::copy(&mut read, &mut write).await?;
     Ok(())
 }
 
 async fn serve_udp(socket: UdpSocket) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     loop {
-        if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
-            let _ = socket.send_to(peer.to_string().as_bytes(), peer).await;
+        if let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let line = format!("{}\n", plain(peer));
+            buffer[..line.len()].copy_from_slice(line.as_bytes());
+            let _ = socket.send_to(&buffer[..length.max(line.len())], peer).await;
         }
     }
+}
+
+/// Without the form that an IPv4 address has on an IPv6 socket.
+fn plain(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }

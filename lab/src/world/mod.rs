@@ -26,15 +26,18 @@ pub mod cni;
 mod contain;
 mod dump;
 mod echo;
+mod eraser;
 mod fabric;
 mod node;
 mod place;
 mod pod;
 mod policy_agent;
 mod run;
+mod services;
+mod sight;
 pub mod traffic;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,19 +48,19 @@ use tokio::task::AbortHandle;
 pub use self::binaries::Binaries;
 pub use self::contain::contain;
 pub use self::echo::Echo;
-pub use self::fabric::{Drops, Fabric};
+pub use self::eraser::{Erased, Eraser};
+pub use self::fabric::{Drops, Fabric, INTERNET_ECHO, INTERNET_ECHO_V6, NAT_GATEWAY, PREMISES_ECHO};
+use self::node::NodePlan;
 pub use self::node::{
     CONFLIST, EC2_URL, IMDS_URL, IPAMD_LOG, IPAMD_SOCKET, Ipamd, IpamdOptions, Node, STATE_FILE,
 };
-use self::node::{NodePlan, check_name};
 pub use self::place::{Place, at};
 pub use self::pod::{ECHO_PORT, PluginCall, Pod, PodSpec, Timings};
 pub use self::policy_agent::{PolicyAgent, PolicyCall};
 pub use self::run::{Ran, TOOL_DEADLINE, finish};
+pub use self::services::{KubeProxy, Service};
+pub use self::sight::Protocol;
 use crate::cloud::{CloudBuilder, CloudHandle, LaunchSpec};
-
-/// The internet's echo service, on [`ECHO_PORT`] for TCP and UDP.
-pub const INTERNET_ECHO: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// Worlds of this process, so that their namespaces do not share names.
 static WORLDS: AtomicU32 = AtomicU32::new(0);
@@ -68,8 +71,19 @@ pub struct Lab {
     cloud: CloudHandle,
     fabric: Arc<Fabric>,
     follower: AbortHandle,
-    _internet_echo: Echo,
+    _echoes: Vec<Echo>,
     nodes: Vec<Node>,
+    /// How further nodes are made.
+    image: Image,
+}
+
+/// What all nodes of a world have in common.
+#[derive(Debug)]
+struct Image {
+    /// Begins the names of the world's namespaces.
+    prefix: String,
+    rp_filter: u8,
+    binaries: Binaries,
 }
 
 /// What a world begins with.
@@ -99,7 +113,7 @@ impl Lab {
         &self.cloud
     }
 
-    /// The wires: the `vpc` and `internet` places, and what was dropped there.
+    /// The wires: the `vpc`, `internet` and `premises` places, and what was dropped there.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
     }
@@ -118,6 +132,36 @@ impl Lab {
             let names: Vec<_> = self.nodes.iter().map(Node::name).collect();
             format!("no node {name:?}: expected one of {}", names.join(", "))
         })
+    }
+
+    /// Starts one more instance in a subnet given by its id. A node without daemon is a plain host
+    /// of the VPC.
+    ///
+    /// # Errors
+    /// EC2's own, or a tool fails.
+    pub async fn add_node(&mut self, instance_type: &str, subnet_id: &str) -> Result<Node> {
+        let name = format!("node{}", self.nodes.len() + 1);
+        let instance = self
+            .cloud
+            .launch(LaunchSpec {
+                instance_type: instance_type.to_owned(),
+                subnet_id: subnet_id.to_owned(),
+                tags: [("Name".to_owned(), name.clone())].into(),
+                ..LaunchSpec::default()
+            })
+            .with_context(|| format!("launch {name}"))?;
+        let Image { prefix, rp_filter, binaries } = &self.image;
+        let plan = NodePlan {
+            name,
+            prefix: prefix.clone(),
+            instance,
+            rp_filter: *rp_filter,
+            binaries: binaries.clone(),
+        };
+        let node = Node::boot(plan, self.cloud.clone()).await?;
+        self.fabric.add_node(node.instance_id(), node.place().clone()).await?;
+        self.nodes.push(node.clone());
+        Ok(node)
     }
 
     /// Waits until the wires are as the cloud says now.
@@ -143,7 +187,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.follower.abort();
-        for place in [self.fabric.vpc(), self.fabric.internet()] {
+        for place in self.fabric.places() {
             let path = std::path::Path::new("/run/netns").join(place.name());
             contain::unmount(&path);
             let _ = std::fs::remove_file(path);
@@ -192,32 +236,18 @@ impl LabBuilder {
         let cloud = CloudHandle::start(self.cloud.unwrap_or_else(|| CloudBuilder::two_zones(self.seed)));
         let fabric = Fabric::start(&prefix, cloud.clone()).await.context("lay the wires")?;
         let follower = tokio::spawn(fabric.clone().follow()).abort_handle();
-        let internet_echo = Echo::start(fabric.internet(), at(INTERNET_ECHO, ECHO_PORT))?;
-        let mut lab = Lab { cloud, fabric, follower, _internet_echo: internet_echo, nodes: Vec::new() };
-        let binaries = Binaries::new(self.bin_dir);
-        for (index, planned) in self.nodes.into_iter().enumerate() {
-            let name = format!("node{}", index + 1);
-            check_name(&name)?;
+        let echoes = [
+            (fabric.internet(), IpAddr::from(INTERNET_ECHO)),
+            (fabric.internet(), INTERNET_ECHO_V6.into()),
+            (fabric.premises(), PREMISES_ECHO.into()),
+        ];
+        let echoes = echoes.map(|(place, address)| Echo::start(place, SocketAddr::new(address, ECHO_PORT)));
+        let echoes = echoes.into_iter().collect::<Result<_>>()?;
+        let image = Image { prefix, rp_filter: self.rp_filter, binaries: Binaries::new(self.bin_dir) };
+        let mut lab = Lab { cloud, fabric, follower, _echoes: echoes, nodes: Vec::new(), image };
+        for planned in self.nodes {
             let subnet_id = first_subnet(&lab.cloud, &planned.zone)?;
-            let instance = lab
-                .cloud
-                .launch(LaunchSpec {
-                    instance_type: planned.instance_type,
-                    subnet_id,
-                    tags: [("Name".to_owned(), name.clone())].into(),
-                    ..LaunchSpec::default()
-                })
-                .with_context(|| format!("launch {name}"))?;
-            let plan = NodePlan {
-                name,
-                prefix: prefix.clone(),
-                instance,
-                rp_filter: self.rp_filter,
-                binaries: binaries.clone(),
-            };
-            let node = Node::boot(plan, lab.cloud.clone()).await?;
-            lab.fabric.add_node(node.instance_id(), node.place().clone()).await?;
-            lab.nodes.push(node);
+            lab.add_node(&planned.instance_type, &subnet_id).await?;
         }
         Ok(lab)
     }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -162,19 +162,20 @@ impl Place {
     /// The peer's refusal, or no answer within `deadline`.
     pub async fn connect(
         &self,
-        to: SocketAddrV4,
+        to: impl Into<SocketAddr>,
         deadline: std::time::Duration,
     ) -> Result<tokio::net::TcpStream> {
         use socket2::{Domain, Socket, Type};
+        let to = to.into();
         let socket = self
             .socket(|| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
                 socket.set_nonblocking(true)?;
                 Ok(socket)
             })
             .with_context(|| format!("open a TCP socket in {}", self.name))?;
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-        tokio::time::timeout(deadline, socket.connect(to.into()))
+        tokio::time::timeout(deadline, socket.connect(to))
             .await
             .map_err(|_| anyhow!("no answer within {deadline:?}"))
             .and_then(|it| Ok(it?))
@@ -191,14 +192,14 @@ impl Place {
             .with_context(|| format!("write {value} to {path} in {}", self.name))
     }
 
-    fn socket<T: Send>(&self, make: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
+    pub(crate) fn socket<T: Send>(&self, make: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
         Ok(self.run(make)??)
     }
 }
 
 /// An address with a port, for the socket functions.
-pub fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
-    SocketAddr::V4(SocketAddrV4::new(address, port))
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }
 
 /// Runs `work` on a thread that shares neither root nor mount namespace with the process later.

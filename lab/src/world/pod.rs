@@ -1,12 +1,12 @@
 //! A pod: a network namespace on a node, and the runtime's part in filling it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::cni::{Conflist, RuntimeConfig, outcome};
@@ -14,6 +14,7 @@ use super::echo::Echo;
 use super::node::{CONFLIST, Node, tool_path};
 use super::place::{Place, at};
 use super::run::finish;
+use super::sight::Protocol;
 
 /// Where each pod's echo service listens, TCP and UDP, on every address of the pod.
 pub const ECHO_PORT: u16 = 7;
@@ -136,7 +137,7 @@ impl Node {
         place.sysctl("ipv4/conf/all/rp_filter", "0")?;
         place.sysctl("ipv4/conf/default/rp_filter", "0")?;
         place.ip_batch("link set lo up\n").await?;
-        let echo = Echo::start(&place, at(Ipv4Addr::UNSPECIFIED, ECHO_PORT))?;
+        let echo = Echo::start(&place, at(Ipv6Addr::UNSPECIFIED, ECHO_PORT))?;
         let container_id =
             spec.container_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string().repeat(2));
         let inner = Inner {
@@ -333,12 +334,18 @@ impl Pod {
         *self.0.result.lock().unwrap_or_else(PoisonError::into_inner) = result;
     }
 
-    /// Its address by ADD's result; 0.0.0.0 where there is none.
-    pub fn address(&self) -> Ipv4Addr {
+    /// Its address of either family by ADD's result; 0.0.0.0 where there is none.
+    pub fn ip(&self) -> IpAddr {
         let result = self.result().unwrap_or(json!({}));
-        let text = result["ips"][0]["address"].as_str().or(result["ip4"]["ip"].as_str()).unwrap_or_default();
+        let places = [&result["ips"][0]["address"], &result["ip4"]["ip"], &result["ip6"]["ip"]];
+        let text = places.iter().find_map(|it| it.as_str()).unwrap_or_default();
         let bare = text.split('/').next().unwrap_or_default();
-        bare.parse().unwrap_or(Ipv4Addr::UNSPECIFIED)
+        bare.parse().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// Its IPv4 address by ADD's result; 0.0.0.0 where there is none.
+    pub fn address(&self) -> Ipv4Addr {
+        if let IpAddr::V4(address) = self.ip() { address } else { Ipv4Addr::UNSPECIFIED }
     }
 
     /// Name of its link on the node by ADD's result; empty where there is none.
@@ -376,7 +383,7 @@ impl Pod {
         port: u16,
         deadline: Duration,
     ) -> Result<tokio::net::TcpStream> {
-        self.0.place.connect(std::net::SocketAddrV4::new(to, port), deadline).await
+        self.0.place.connect(at(to, port), deadline).await
     }
 
     /// Connects to an echo service and gives the source address that it saw, and how long the
@@ -385,16 +392,9 @@ impl Pod {
     /// # Errors
     /// No answer within `deadline`, or not an address.
     pub async fn seen_by(&self, to: Ipv4Addr, port: u16, deadline: Duration) -> Result<(Ipv4Addr, Duration)> {
-        use tokio::io::AsyncBufReadExt;
         let began = Instant::now();
-        let stream = self.connect(to, port, deadline).await?;
-        let mut line = String::new();
-        let mut reader = tokio::io::BufReader::new(stream);
-        tokio::time::timeout(deadline, reader.read_line(&mut line))
-            .await
-            .with_context(|| format!("{} got no answer from {to} within {deadline:?}", self.label()))??;
-        let seen: std::net::SocketAddrV4 =
-            line.trim().parse().with_context(|| format!("read what {to} saw: {line:?}"))?;
-        Ok((*seen.ip(), began.elapsed()))
+        let seen = self.0.place.seen(Protocol::Tcp, at(to, port), deadline).await?;
+        let IpAddr::V4(seen) = seen.ip() else { bail!("{to} saw {seen}") };
+        Ok((seen, began.elapsed()))
     }
 }

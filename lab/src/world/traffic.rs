@@ -1,58 +1,85 @@
-//! Traffic between two pods that shows every packet lost: a numbered UDP stream, and a TCP stream
-//! whose retransmissions are counted.
+//! Traffic that shows every packet lost: on each line a stream of numbered datagrams that an echo
+//! service answers, and a TCP stream whose retransmissions are counted.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
 
 use super::place::{Place, at};
 use super::pod::{ECHO_PORT, Pod};
 
 /// Between two datagrams: 250 a second.
 const PACE: Duration = Duration::from_millis(4);
-/// Where the numbered stream goes.
-const STREAM_PORT: u16 = 4000;
 /// How long one exchange of the TCP stream may take.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// The bytes of a datagram. Its number stands at the end: an echo service writes the address that
+/// it sees over the beginning.
+const DATAGRAM: usize = 80;
+
+/// Where traffic runs.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// For messages.
+    pub name: String,
+    /// Who asks.
+    pub from: Place,
+    /// The echo service that is asked, perhaps by another address than its own.
+    pub to: SocketAddr,
+    /// Where the echo service is, so that its retransmissions count.
+    pub at: Place,
+}
+
+impl Line {
+    /// From one pod to the other's echo service.
+    pub fn between(from: &Pod, to: &Pod) -> Line {
+        Line {
+            name: format!("{} to {}", from.label(), to.label()),
+            from: from.place().clone(),
+            to: at(to.ip(), ECHO_PORT),
+            at: to.place().clone(),
+        }
+    }
+}
 
 /// What arrived: all that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivered {
-    /// Numbered datagrams, at 250 a second.
+    /// Numbered datagrams, at 250 a second, each answered.
     pub datagrams: u32,
     /// Questions and answers over one TCP connection.
     pub exchanges: u32,
 }
 
 /// Sends streams from one pod to another while `event` runs, and says whether all arrived: no
-/// datagram missing, no TCP segment sent twice by either end.
+/// datagram and no answer missing, no TCP segment sent twice by either end.
 pub async fn undisturbed_by<T>(
     from: &Pod,
     to: &Pod,
     event: impl Future<Output = T>,
 ) -> (T, Result<Delivered>) {
-    let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
-    let streams = async {
-        let before = (retransmissions(from.place())?, retransmissions(to.place())?);
-        let udp = numbered(from, to, &stop, &sent);
-        let tcp = ping_pong(from, to, &stop);
-        let (received, exchanges) = tokio::try_join!(udp, tcp)?;
-        let datagrams = sent.load(Ordering::Relaxed);
-        let lost: Vec<_> = (0..datagrams).filter(|it| !received.contains(it)).collect();
-        ensure!(
-            lost.is_empty(),
-            "{} of {datagrams} datagrams lost, the first is {:?}",
-            lost.len(),
-            lost.first()
-        );
-        let after = (retransmissions(from.place())?, retransmissions(to.place())?);
-        ensure!(before == after, "TCP retransmissions went from {before:?} to {after:?}");
-        Ok(Delivered { datagrams, exchanges })
-    };
+    let line = Line::between(from, to);
+    let (outcome, mut delivered) = on_lines(std::slice::from_ref(&line), event).await;
+    (outcome, delivered.pop().unwrap_or_else(|| Err(anyhow::anyhow!("no line was watched"))))
+}
+
+/// Sends streams on all lines while `event` runs, which begins when each has brought an answer, and
+/// says of each whether all arrived.
+pub async fn on_lines<T>(lines: &[Line], event: impl Future<Output = T>) -> (T, Vec<Result<Delivered>>) {
+    let stop = AtomicBool::new(false);
+    let flowing = AtomicU32::new(0);
+    let streams = join_all(lines.iter().map(|line| watch(line, &stop, &flowing)));
     let event = async {
+        let all = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+        // A line that has failed counts too, so this ends.
+        while flowing.load(Ordering::Relaxed) < all {
+            tokio::time::sleep(PACE).await;
+        }
         let outcome = event.await;
         stop.store(true, Ordering::Relaxed);
         outcome
@@ -61,19 +88,37 @@ pub async fn undisturbed_by<T>(
     (outcome, streams)
 }
 
-async fn numbered(from: &Pod, to: &Pod, stop: &AtomicBool, sent: &AtomicU32) -> Result<BTreeSet<u32>> {
-    let sink = to.place().udp(at(to.address(), STREAM_PORT))?;
-    let source = from.place().udp(at(from.address(), 0))?;
-    let target = at(to.address(), STREAM_PORT);
+async fn watch(line: &Line, stop: &AtomicBool, flowing: &AtomicU32) -> Result<Delivered> {
+    let begun = async {
+        let before = (retransmissions(&line.from)?, retransmissions(&line.at)?);
+        anyhow::Ok((before, connect(line).await?, line.from.connected_udp(line.to).await?))
+    };
+    let begun = begun.await;
+    flowing.fetch_add(1, Ordering::Relaxed);
+    let (before, tcp, udp) = begun.with_context(|| line.name.clone())?;
+    let streams = async {
+        // Both run to the end, also where one has lost something.
+        let (udp, tcp) = tokio::join!(numbered(&udp, stop), ping_pong(tcp, stop));
+        let (datagrams, exchanges) = (udp?, tcp?);
+        let after = (retransmissions(&line.from)?, retransmissions(&line.at)?);
+        ensure!(before == after, "TCP retransmissions went from {before:?} to {after:?}");
+        Ok(Delivered { datagrams, exchanges })
+    };
+    streams.await.with_context(|| line.name.clone())
+}
+
+async fn numbered(socket: &UdpSocket, stop: &AtomicBool) -> Result<u32> {
+    let sent = AtomicU32::new(0);
     let receive = async {
         let mut numbers = BTreeSet::new();
-        let mut buffer = [0; 4];
+        let mut buffer = [0; DATAGRAM];
         loop {
-            // The last datagram is long there when nothing has come for so long.
-            match tokio::time::timeout(Duration::from_millis(400), sink.recv(&mut buffer)).await {
+            // The last answer is long there when nothing has come for so long.
+            match tokio::time::timeout(Duration::from_millis(400), socket.recv(&mut buffer)).await {
                 Ok(got) => {
-                    got?;
-                    numbers.insert(u32::from_be_bytes(buffer));
+                    ensure!(got.context("an answer")? == DATAGRAM, "an answer of another length");
+                    let [.., a, b, c, d] = buffer;
+                    numbers.insert(u32::from_be_bytes([a, b, c, d]));
                 }
                 Err(_) if stop.load(Ordering::Relaxed) => return anyhow::Ok(numbers),
                 Err(_) => {}
@@ -82,21 +127,41 @@ async fn numbered(from: &Pod, to: &Pod, stop: &AtomicBool, sent: &AtomicU32) -> 
     };
     let send = async {
         let mut ticks = tokio::time::interval(PACE);
+        let mut datagram = [0; DATAGRAM];
         while !stop.load(Ordering::Relaxed) {
             ticks.tick().await;
             let number = sent.fetch_add(1, Ordering::Relaxed);
-            source.send_to(&number.to_be_bytes(), target).await.context("send a numbered datagram")?;
+            datagram[DATAGRAM - 4..].copy_from_slice(&number.to_be_bytes());
+            socket.send(&datagram).await.context("send a numbered datagram")?;
         }
         anyhow::Ok(())
     };
-    Ok(tokio::try_join!(receive, send)?.0)
+    let (numbers, ()) = tokio::try_join!(receive, send)?;
+    let datagrams = sent.load(Ordering::Relaxed);
+    let lost: Vec<_> = (0..datagrams).filter(|it| !numbers.contains(it)).collect();
+    ensure!(
+        lost.is_empty(),
+        "{} of {datagrams} datagrams lost, the first is {:?}, the last {:?}",
+        lost.len(),
+        lost.first(),
+        lost.last()
+    );
+    Ok(datagrams)
 }
 
-async fn ping_pong(from: &Pod, to: &Pod, stop: &AtomicBool) -> Result<u32> {
-    let mut stream = from.connect(to.address(), ECHO_PORT, DEADLINE).await?;
+async fn connect(line: &Line) -> Result<tokio::net::TcpStream> {
+    let mut stream = line.from.connect(line.to, DEADLINE).await?;
     stream.set_nodelay(true)?;
     // The echo service begins with a line that says whom it sees.
-    while stream.read_u8().await? != b'\n' {}
+    let hello = async {
+        while stream.read_u8().await? != b'\n' {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, hello).await.context("no first answer over TCP")??;
+    Ok(stream)
+}
+
+async fn ping_pong(mut stream: tokio::net::TcpStream, stop: &AtomicBool) -> Result<u32> {
     let mut exchanges = 0;
     let mut buffer = [0; 512];
     while !stop.load(Ordering::Relaxed) {

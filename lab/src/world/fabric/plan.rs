@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::Value;
 
-use super::wanted::{VPC_MTU, Wanted, Wire, plain};
+use super::wanted::{HOST_V6, ROUTER_V6, VPC_MTU, Wanted, Wire, plain};
 
 /// What the `vpc` namespace holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,24 +15,24 @@ pub(crate) struct Observed {
     /// Far ends and their labels.
     pub(crate) links: BTreeMap<String, String>,
     /// What each far end receives beyond its primary address.
-    pub(crate) routes: BTreeMap<String, BTreeSet<Ipv4Net>>,
+    pub(crate) routes: BTreeMap<String, BTreeSet<IpNet>>,
     /// Ranges that lead nowhere.
-    pub(crate) blackholes: BTreeSet<Ipv4Net>,
+    pub(crate) blackholes: BTreeSet<IpNet>,
 }
 
 impl Observed {
-    /// Reads `ip -j link` and `ip -j route` of the `vpc` namespace.
+    /// Reads `ip -j link`, and `ip -j route` of each family, of the `vpc` namespace.
     ///
     /// # Errors
     /// A destination that is no network.
-    pub(crate) fn read(links: &Value, routes: &Value) -> Result<Observed> {
+    pub(crate) fn read(links: &Value, routes: &[Value]) -> Result<Observed> {
         let mut observed = Observed::default();
         for link in links.as_array().into_iter().flatten() {
             let Some(name) = link["ifname"].as_str().filter(|it| it.starts_with("e-")) else { continue };
             let label = link["ifalias"].as_str().unwrap_or_default();
             observed.links.insert(name.to_owned(), label.to_owned());
         }
-        for route in routes.as_array().into_iter().flatten() {
+        for route in routes.iter().filter_map(Value::as_array).flatten() {
             let Some(text) = route["dst"].as_str().filter(|it| *it != "default") else { continue };
             let net = network(text)?;
             if route["type"] == "blackhole" {
@@ -45,9 +45,12 @@ impl Observed {
     }
 }
 
-fn network(text: &str) -> Result<Ipv4Net> {
-    let whole = if text.contains('/') { text.to_owned() } else { format!("{text}/32") };
-    whole.parse().with_context(|| format!("read the route to {text:?}: expected a network"))
+fn network(text: &str) -> Result<IpNet> {
+    let parsed = match text.contains('/') {
+        true => text.parse().ok(),
+        false => text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address)),
+    };
+    parsed.with_context(|| format!("read the route to {text:?}: expected a network"))
 }
 
 /// One change.
@@ -58,13 +61,13 @@ pub(crate) enum Step {
     /// Makes both ends and configures what is ours, and the image's, to configure.
     Wire(Wire),
     /// Sends a network to an ENI.
-    Route { far: String, net: Ipv4Net, wire: Wire },
+    Route { far: String, net: IpNet, wire: Wire },
     /// No longer sends it there.
-    Unroute { far: String, net: Ipv4Net },
+    Unroute { far: String, net: IpNet },
     /// Lets unused addresses of a range lead nowhere.
-    Blackhole(Ipv4Net),
+    Blackhole(IpNet),
     /// Forgets a range.
-    Unblackhole(Ipv4Net),
+    Unblackhole(IpNet),
 }
 
 /// The changes that lead from `observed` to `wanted`; what goes is ahead of what comes, because
@@ -112,6 +115,9 @@ pub(crate) fn vpc_lines(steps: &[Step]) -> String {
                 text.push_str(&wire_lines(wire));
                 Ok(())
             }
+            Step::Route { far, net: IpNet::V6(net), .. } => {
+                writeln!(text, "route add {net} via {HOST_V6} dev {far}")
+            }
             Step::Route { far, net, wire } => {
                 writeln!(text, "route add {} via {} dev {far} onlink", plain(*net), wire.primary)
             }
@@ -128,8 +134,10 @@ fn wire_lines(wire: &Wire) -> String {
     let label = wire.label();
     format!(
         "link add {far} mtu {VPC_MTU} type veth peer name {near} address {mac} mtu {VPC_MTU} netns {node}\n\
-         link set {far} alias {label} up\n\
+         link set {far} alias {label} addrgenmode none up\n\
          addr add {gateway}/32 dev {far}\n\
+         addr add {ROUTER_V6}/64 dev {far} nodad\n\
+         neigh replace {HOST_V6} lladdr {mac} dev {far} nud permanent\n\
          neigh replace {primary} lladdr {mac} dev {far} nud permanent\n\
          route add {primary}/32 dev {far}\n"
     )
@@ -138,11 +146,18 @@ fn wire_lines(wire: &Wire) -> String {
 /// What the image does with the instance's first ENI at boot, as `ip -batch` lines for the node.
 pub(crate) fn image_lines(wire: &Wire) -> String {
     let Wire { near, primary, length, gateway, .. } = wire;
-    format!(
+    let v4 = format!(
         "link set {near} up\n\
          addr add {primary}/{length} brd + dev {near}\n\
          route add default via {gateway} dev {near} proto dhcp src {primary} metric 512\n"
-    )
+    );
+    let v6 = wire.primary_v6.map(|primary| {
+        format!(
+            "addr add {primary}/128 dev {near} nodad\n\
+             route add default via {ROUTER_V6} dev {near} proto ra metric 512\n"
+        )
+    });
+    v4 + &v6.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -158,7 +173,8 @@ mod tests {
             primary: "10.0.0.9".parse().unwrap(),
             length: 20,
             gateway: "10.0.0.1".parse().unwrap(),
-            others: others.iter().map(|it| it.parse().unwrap()).collect(),
+            others: others.iter().map(|it| network(it).unwrap()).collect(),
+            primary_v6: None,
             is_checked: true,
             is_first: false,
         }
@@ -192,7 +208,7 @@ mod tests {
 
         let steps = plan(&wanted(std::slice::from_ref(&new)), &holds(&[]));
 
-        let net = "10.0.0.7/32".parse().unwrap();
+        let net = network("10.0.0.7").unwrap();
         assert_eq!(steps, [Step::Wire(new.clone()), Step::Route { far: "e-1".to_owned(), net, wire: new }]);
     }
 
@@ -233,15 +249,21 @@ mod tests {
             {"ifname": "e-1", "ifalias": "l0-a/eth1/02:00:00:00:00:01/10.0.0.9"},
         ]);
         let routes = serde_json::json!([
-            {"dst": "default", "gateway": "100.64.0.2", "dev": "internet"},
+            {"dst": "default", "gateway": "198.51.100.2", "dev": "internet"},
             {"type": "blackhole", "dst": "10.0.0.0/16"},
             {"dst": "10.0.0.9", "dev": "e-1", "scope": "link"},
             {"dst": "10.0.0.7", "gateway": "10.0.0.9", "dev": "e-1"},
             {"dst": "10.0.0.16/28", "gateway": "10.0.0.9", "dev": "e-1"},
         ]);
 
-        let observed = Observed::read(&links, &routes).unwrap();
+        let routes_v6 = serde_json::json!([
+            {"dst": "2600:db8:0:1:a::/80", "gateway": "fe80:ec2::2", "dev": "e-1", "flags": []},
+            {"dst": "fe80::/64", "dev": "e-1", "protocol": "kernel"},
+        ]);
 
-        assert_eq!(observed, holds(&[wire("e-1", &["10.0.0.16/28", "10.0.0.7/32"])]));
+        let observed = Observed::read(&links, &[routes, routes_v6]).unwrap();
+
+        let others = ["10.0.0.16/28", "10.0.0.7/32", "2600:db8:0:1:a::/80"];
+        assert_eq!(observed, holds(&[wire("e-1", &others)]));
     }
 }

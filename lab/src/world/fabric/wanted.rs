@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::cloud::{AttachmentStatus, Eni, Snapshot};
 
 /// Where the internet begins, seen from the VPC.
 pub(crate) const INTERNET_LINK: &str = "internet";
-/// The internet's end of that link.
-pub(crate) const INTERNET_SIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
-/// The VPC's end.
-pub(crate) const VPC_SIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+/// Where the network on premises begins, seen from the VPC.
+pub(crate) const PREMISES_LINK: &str = "premises";
+/// The VPC's router towards hosts on an ENI's link, in IPv6.
+pub(crate) const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
+/// What the router calls the host on an ENI's link, in IPv6: its neighbour table says which MAC
+/// that is, so that nobody needs to be asked.
+pub(crate) const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 2);
 /// Jumbo frames, as between instances.
 pub(crate) const VPC_MTU: u16 = 9001;
 
@@ -34,8 +37,10 @@ pub(crate) struct Wire {
     pub(crate) length: u8,
     /// The subnet's router.
     pub(crate) gateway: Ipv4Addr,
-    /// Everything else that is routed to the ENI.
-    pub(crate) others: BTreeSet<Ipv4Net>,
+    /// Everything else that is routed to the ENI, IPv6 included.
+    pub(crate) others: BTreeSet<IpNet>,
+    /// The ENI's first IPv6 address.
+    pub(crate) primary_v6: Option<Ipv6Addr>,
     /// Whether source and destination are checked.
     pub(crate) is_checked: bool,
     /// Whether it is the instance's first ENI, which the image configures.
@@ -49,8 +54,8 @@ impl Wire {
     }
 
     /// All that may be source or destination of the ENI's packets.
-    pub(crate) fn owned(&self) -> impl Iterator<Item = Ipv4Net> + '_ {
-        std::iter::once(Ipv4Net::from(self.primary)).chain(self.others.iter().copied())
+    pub(crate) fn owned(&self) -> impl Iterator<Item = IpNet> + '_ {
+        std::iter::once(IpNet::from(IpAddr::V4(self.primary))).chain(self.others.iter().copied())
     }
 }
 
@@ -60,46 +65,53 @@ pub(crate) struct Wanted {
     /// By far end.
     pub(crate) wires: BTreeMap<String, Wire>,
     /// Ranges whose unused addresses lead nowhere, instead of to the internet.
-    pub(crate) cidrs: BTreeSet<Ipv4Net>,
+    pub(crate) cidrs: BTreeSet<IpNet>,
 }
 
 impl Wanted {
     /// What `snapshot` asks for; `nodes` gives the namespace of each instance that has one.
     pub(crate) fn of(snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Wanted {
         let wires = snapshot.enis.values().filter_map(|eni| wire(eni, snapshot, nodes));
+        let cidrs = snapshot.vpc.cidrs.iter().map(|it| IpNet::V4(it.trunc()));
+        let cidrs_v6 = snapshot.vpc.ipv6_cidrs.iter().map(|it| IpNet::V6(it.trunc()));
         Wanted {
             wires: wires.map(|wire| (wire.far.clone(), wire)).collect(),
-            cidrs: snapshot.vpc.cidrs.iter().map(Ipv4Net::trunc).collect(),
+            cidrs: cidrs.chain(cidrs_v6).collect(),
         }
     }
 
     /// The elements of the VPC's source/destination check, as one nft transaction.
     pub(crate) fn checks(&self) -> String {
-        let mut text = String::from("flush set ip fabric owned\nflush set ip fabric unchecked\n");
+        let mut text = String::new();
+        for set in ["owned", "owned_v6", "unchecked", "public"] {
+            let _ = writeln!(text, "flush set inet fabric {set}");
+        }
         for wire in self.wires.values() {
             for net in wire.owned() {
-                let _ = writeln!(text, "add element ip fabric owned {{ \"{}\" . {} }}", wire.far, plain(net));
+                let set = if matches!(net, IpNet::V4(_)) { "owned" } else { "owned_v6" };
+                let _ =
+                    writeln!(text, "add element inet fabric {set} {{ \"{}\" . {} }}", wire.far, plain(net));
             }
             if !wire.is_checked {
-                let _ = writeln!(text, "add element ip fabric unchecked {{ \"{}\" }}", wire.far);
+                let _ = writeln!(text, "add element inet fabric unchecked {{ \"{}\" }}", wire.far);
             }
+        }
+        for address in self.public() {
+            let _ = writeln!(text, "add element inet fabric public {{ {address} }}");
         }
         text
     }
 
-    /// The addresses that can have a public one, as one nft transaction.
-    pub(crate) fn public(&self) -> String {
-        let mut text = String::from("flush set ip internet public\n");
-        for wire in self.wires.values().filter(|it| it.is_first) {
-            let _ = writeln!(text, "add element ip internet public {{ {} }}", wire.primary);
-        }
-        text
+    /// The IPv4 addresses of the VPC that have a public one: those of instances' first ENIs. Every
+    /// IPv6 address is public.
+    pub(crate) fn public(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.wires.values().filter(|it| it.is_first).map(|it| it.primary)
     }
 }
 
 /// A network as `ip` and `nft` print it: a single address without its length.
-pub(crate) fn plain(net: Ipv4Net) -> String {
-    if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
+pub(crate) fn plain(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 /// The link name in the VPC of an ENI: the end of its id, which is the random part.
@@ -120,7 +132,11 @@ fn wire(eni: &Eni, snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Opt
     let node = nodes.get(&attachment.instance_id)?;
     let cidr = snapshot.subnets.get(&eni.subnet_id)?.cidr;
     let primary = eni.primary_ip();
-    let single = eni.addresses.iter().map(|it| it.address).filter(|it| *it != primary).map(Ipv4Net::from);
+    let single = eni.addresses.iter().map(|it| it.address).filter(|it| *it != primary);
+    let single = single.map(|it| IpNet::from(IpAddr::V4(it)));
+    let prefixes = eni.prefixes.iter().map(|it| IpNet::V4(it.trunc()));
+    let v6 = eni.ipv6_addresses.iter().map(|it| IpNet::from(IpAddr::V6(*it)));
+    let v6 = v6.chain(eni.ipv6_prefixes.iter().map(|it| IpNet::V6(it.trunc())));
     Some(Wire {
         far: far_end(&eni.id),
         node: node.clone(),
@@ -129,7 +145,8 @@ fn wire(eni: &Eni, snapshot: &Snapshot, nodes: &BTreeMap<String, String>) -> Opt
         primary,
         length: cidr.prefix_len(),
         gateway: Ipv4Addr::from(u32::from(cidr.network()).saturating_add(1)),
-        others: single.chain(eni.prefixes.iter().map(Ipv4Net::trunc)).collect(),
+        others: single.chain(prefixes).chain(v6).collect(),
+        primary_v6: eni.ipv6_addresses.first().copied(),
         is_checked: eni.source_dest_check,
         is_first: attachment.network_card == 0 && attachment.device_index == 0,
     })
@@ -190,8 +207,8 @@ mod tests {
         let lengths: Vec<_> = wanted.wires[&far_end(&eni)].owned().map(|it| it.prefix_len()).collect();
         assert_eq!(lengths.iter().filter(|it| **it == 32).count(), 2);
         assert_eq!(lengths.iter().filter(|it| **it == 28).count(), 1);
-        assert_eq!(wanted.public().matches("add element").count(), 1);
-        assert_eq!(wanted.checks().matches("add element").count(), 3);
+        assert_eq!(wanted.public().count(), 1);
+        assert_eq!(wanted.checks().matches("fabric owned {").count(), 3);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
@@ -265,13 +265,4 @@ fn listen(place: &Place, address: Ipv4Addr) -> Result<TcpListener> {
 pub(crate) fn tool_path() -> String {
     let own = std::env::var("PATH").unwrap_or_default();
     format!("{own}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin")
-}
-
-/// Refuses a name that could not be part of a namespace's or a host's name.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    let good = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
-    if name.is_empty() || name.len() > 32 || !name.chars().all(good) {
-        bail!("node name {name:?}: expected 1 to 32 lower-case letters, digits and '-'");
-    }
-    Ok(())
 }
