@@ -18,7 +18,7 @@ use self::calls::CallOptions;
 use self::demo::DemoOptions;
 use self::ec2::Ec2Args;
 use self::screen::Screen;
-use self::standing::{Knob, PodVerb, UpOptions};
+use self::standing::{EraseArgs, Knob, PodVerb, ServiceArgs, UpOptions};
 
 /// A world without AWS: EC2, its metadata service, and a VPC of network namespaces.
 #[derive(Debug, Parser)]
@@ -44,9 +44,13 @@ enum Verb {
     /// Turn something of the standing world: how slow EC2 is, what goes wrong, what others take.
     #[command(subcommand)]
     Turn(Knob),
+    /// Do to a node's network what a firewall's reload or systemd-networkd does.
+    Erase(EraseArgs),
+    /// Have the nodes serve a service as kube-proxy does.
+    Service(ServiceArgs),
     /// Run a command inside of the standing world.
     Exec {
-        /// A node, `vpc`, `internet`, or `pod:NAME`.
+        /// A node, `vpc`, `internet`, `premises`, or `pod:NAME`.
         target: String,
         /// The command.
         #[arg(last = true, required = true)]
@@ -92,6 +96,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Up(options) => standing::up(options)?,
         Verb::Pod(verb) => standing::pod(verb)?,
         Verb::Turn(knob) => standing::turn(knob)?,
+        Verb::Erase(args) => standing::erase(args)?,
+        Verb::Service(args) => standing::service(args)?,
         Verb::Ec2(args) => runtime()?.block_on(ec2::run(args))?,
         Verb::Status => standing::status()?,
         Verb::Down => standing::down()?,

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::cloud::{CloudHandle, Ec2Error, Fault};
+use ipnet::Ipv4Net;
+use lab::cloud::{Ec2Error, Fault};
+use lab::world::Lab;
 use serde::{Deserialize, Serialize};
 
 /// One thing to turn, and how far.
@@ -70,6 +72,17 @@ pub(crate) enum Knob {
         /// Its id
         subnet: String,
     },
+    /// Give the VPC one more IPv4 range, with a subnet that is all of it in the first zone
+    VpcRange {
+        /// E.g. `100.64.0.0/16`
+        range: Ipv4Net,
+    },
+    /// Have a NAT gateway translate what leaves for the internet without a public address
+    NatGateway {
+        /// `on` or `off`
+        #[arg(value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set)]
+        is_on: bool,
+    },
     /// Set a tag of an ENI, instance or subnet; without a value it goes
     Tag {
         /// Its id
@@ -86,7 +99,8 @@ impl Knob {
     ///
     /// # Errors
     /// There is no such resource.
-    pub(super) fn turn(self, cloud: &CloudHandle) -> Result<String> {
+    pub(super) async fn turn(self, lab: &Lab) -> Result<String> {
+        let cloud = lab.cloud();
         let ms = Duration::from_millis;
         let fault = |fault: Fault, times: Option<u32>| {
             cloud.fault(match times {
@@ -108,6 +122,13 @@ impl Knob {
             Knob::Occupy { subnet, leave } => cloud.occupy_subnet(&subnet, leave)?,
             Knob::Fragment { subnet } => cloud.fragment_subnet(&subnet)?,
             Knob::Vacate { subnet } => cloud.vacate_subnet(&subnet)?,
+            Knob::VpcRange { range } => {
+                let mut ranges = cloud.snapshot().vpc.cidrs.clone();
+                ranges.push(range);
+                cloud.set_vpc_cidrs(ranges);
+                cloud.with(|cloud, now| cloud.add_subnet(now, range, "us-west-2a"));
+            }
+            Knob::NatGateway { is_on } => lab.fabric().set_nat_gateway(is_on).await?,
             Knob::Tag { resource, key, value } => cloud.set_tag(&resource, &key, value.as_deref())?,
         }
         let snapshot = cloud.snapshot();

@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::knob::Knob;
 use self::protocol::{Answer, Ask, ask, connect, directory, socket};
@@ -60,6 +61,38 @@ pub(crate) struct PodArgs {
     /// Kubernetes namespace of a name without one.
     #[arg(long, short, default_value = "default")]
     namespace: String,
+}
+
+/// What others do to a node's network.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+pub(crate) struct EraseArgs {
+    /// Node, e.g. `node1`.
+    node: String,
+    /// rules, routes, eni-tables, eni-addresses, filter, our-filter, mtu or eni-links; without it,
+    /// what is erased repeatedly is so no more.
+    what: Option<String>,
+    /// Again after every so many milliseconds.
+    #[arg(long)]
+    every: Option<u64>,
+}
+
+/// A service at 10.100.0.N, port 80.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+pub(crate) struct ServiceArgs {
+    /// Its name.
+    name: String,
+    /// Pods that it leads to.
+    #[arg(long, required = true)]
+    to: Vec<String>,
+    /// A port of every node that leads there too.
+    #[arg(long)]
+    node_port: Option<u16>,
+    /// From the node port to pods of the same node only: externalTrafficPolicy Local.
+    #[arg(long)]
+    local: bool,
+    /// By iptables instead of nftables.
+    #[arg(long)]
+    iptables: bool,
 }
 
 impl PodArgs {
@@ -145,6 +178,16 @@ pub(crate) fn pod(verb: PodVerb) -> Result<()> {
             Ask::PodDel { node, namespace, name }
         }
     })
+}
+
+/// Erases something of a node's network.
+pub(crate) fn erase(args: EraseArgs) -> Result<()> {
+    tell(&Ask::Erase(args))
+}
+
+/// Adds a service.
+pub(crate) fn service(args: ServiceArgs) -> Result<()> {
+    tell(&Ask::Service(args))
 }
 
 /// Turns a knob of the world.

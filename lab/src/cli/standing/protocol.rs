@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::knob::Knob;
+use super::{EraseArgs, ServiceArgs};
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub(super) enum Ask {
     PodDel { node: String, namespace: String, name: String },
     /// Turns something while the world runs.
     Turn { knob: Knob },
+    /// Erases something of a node's network, or ends that.
+    Erase(EraseArgs),
+    /// Adds a service on every node.
+    Service(ServiceArgs),
     /// Where a command for `target` has to run.
     Locate { target: String },
     /// Ends the world.

@@ -5,16 +5,17 @@ use std::fmt::Write;
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use lab::world::{Ipamd, IpamdOptions, Lab, Place, Pod};
+use lab::world::{Erased, Eraser, Ipamd, IpamdOptions, KubeProxy, Lab, Place, Pod, Service};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tokio::io::{AsyncBufReadExt, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Notify};
 
-use super::UpOptions;
 use super::protocol::{Answer, Ask};
+use super::{EraseArgs, ServiceArgs, UpOptions};
 
 /// Zones that nodes are put into by turns.
 const ZONES: [&str; 2] = ["us-west-2a", "us-west-2b"];
@@ -25,6 +26,9 @@ struct World {
     daemons: BTreeMap<String, Ipamd>,
     /// By node and `namespace/name`.
     pods: Mutex<BTreeMap<(String, String), Pod>>,
+    /// By node.
+    erasers: Mutex<BTreeMap<String, Eraser>>,
+    services: Mutex<Vec<Service>>,
     down: Notify,
 }
 
@@ -48,7 +52,14 @@ pub(super) async fn serve(listener: std::os::unix::net::UnixListener, options: U
             daemons.insert(node.name().to_owned(), ipamd);
         }
     }
-    let world = Arc::new(World { lab, daemons, pods: Mutex::default(), down: Notify::new() });
+    let world = Arc::new(World {
+        lab,
+        daemons,
+        pods: Mutex::default(),
+        erasers: Mutex::default(),
+        services: Mutex::default(),
+        down: Notify::new(),
+    });
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -106,7 +117,9 @@ impl World {
                 let place = self.locate(&target).await?;
                 return Ok((Answer::Location { name: place.name().to_owned() }, Some(place)));
             }
-            Ask::Turn { knob } => knob.turn(self.lab.cloud())?,
+            Ask::Turn { knob } => knob.turn(&self.lab).await?,
+            Ask::Erase(args) => self.erase(args).await?,
+            Ask::Service(args) => self.serve(args).await?,
             Ask::PodAdd { node, namespace, name } => {
                 let key = (node.clone(), format!("{namespace}/{name}"));
                 let mut pods = self.pods.lock().await;
@@ -126,6 +139,48 @@ impl World {
             }
         };
         Ok((Answer::Text { text }, None))
+    }
+
+    async fn erase(&self, EraseArgs { node, what, every }: EraseArgs) -> Result<String> {
+        let place = self.lab.node(&node)?;
+        let Some(what) = what else {
+            let eraser = self.erasers.lock().await.remove(&node);
+            let strokes = eraser.map_or(0, |it| it.strokes());
+            return Ok(format!("{node}: no more erasing; {strokes} times until now"));
+        };
+        let names = Erased::ALL.map(|(name, _)| name).join(", ");
+        let erased = Erased::ALL.into_iter().find(|(name, _)| *name == what);
+        let (_, erased) = erased.with_context(|| format!("erase {what:?}: expected one of {names}"))?;
+        match every {
+            None => place.erase(erased).await?,
+            Some(milliseconds) => {
+                let eraser = place.erase_repeatedly(erased, Duration::from_millis(milliseconds));
+                self.erasers.lock().await.insert(node.clone(), eraser);
+            }
+        }
+        Ok(format!("{node}: erased {what}"))
+    }
+
+    async fn serve(&self, args: ServiceArgs) -> Result<String> {
+        let mut services = self.services.lock().await;
+        let number = u8::try_from(services.len() + 1).context("a service more: there are 255 already")?;
+        let address = [10, 100, 0, number];
+        let mut service = Service::new(&args.name, address, 80);
+        for label in &args.to {
+            let pods = self.pods.lock().await;
+            let pod = pods.values().find(|it| it.name() == label || it.label() == *label);
+            service =
+                service.to_pod(pod.with_context(|| format!("no pod {label:?}; `lab status` lists them"))?);
+        }
+        if let Some(port) = args.node_port {
+            service = service.node_port(port);
+        }
+        services.push(if args.local { service.local() } else { service });
+        let proxy = if args.iptables { KubeProxy::Iptables } else { KubeProxy::Nftables };
+        for node in self.lab.nodes() {
+            node.set_services(proxy, &services).await?;
+        }
+        Ok(format!("{} is at {}:80 on every node", args.name, std::net::Ipv4Addr::from(address)))
     }
 
     async fn status(&self) -> Result<String> {
@@ -162,8 +217,10 @@ impl World {
         match target {
             "vpc" => Ok(self.lab.fabric().vpc().clone()),
             "internet" => Ok(self.lab.fabric().internet().clone()),
+            "premises" => Ok(self.lab.fabric().premises().clone()),
             name => {
-                let node = self.lab.node(name).context("expected vpc, internet, pod:NAME or a node")?;
+                let node =
+                    self.lab.node(name).context("expected vpc, internet, premises, pod:NAME or a node")?;
                 Ok(node.place().clone())
             }
         }
