@@ -75,6 +75,14 @@ impl Scene {
 async fn everything(node: &Node) -> Result<(Dump, Value, String)> {
     let mut filter = node.nft(&["list", "ruleset"]).await?;
     without_counts(&mut filter);
+    // A table that was put back stands behind those of others.
+    if let Some(objects) = filter["nftables"].as_array_mut() {
+        objects.sort_by_key(|object| {
+            let content = object.as_object().and_then(|object| object.values().next());
+            let word = |key: &str| content.map(|it| it[key].as_str().unwrap_or_default().to_owned());
+            (word("family"), word("table").filter(|it| !it.is_empty()).or_else(|| word("name")))
+        });
+    }
     let strict = node.exec(&["sysctl", "-n", "net.ipv4.conf.eth1.rp_filter"]).await?;
     Ok((Dump::of(node).await?.without_learnt_neighbours(), filter, strict))
 }

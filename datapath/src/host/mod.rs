@@ -166,9 +166,11 @@ pub fn converge_filter(
     if wanted.family == Family::V4 && !wanted.options.external_snat && wanted.vpc_cidrs.is_empty() {
         return Err(HostError::VpcCidrsMissing);
     }
+    let mut prefixes = PodView::of(&seen.0).prefixes();
+    prefixes.insert(wanted.options.veth_prefix.clone());
     let mut changes = Vec::new();
     for family in Family::BOTH {
-        let ruleset = Ruleset::of(family, wanted, &primary.name);
+        let ruleset = Ruleset::of(family, wanted, &primary.name, &prefixes);
         let is_right = match (nft::observe(family)?, &ruleset) {
             (Some(observed), Some(wanted)) => observed.is_same(wanted),
             (observed, wanted) => observed.is_none() && wanted.is_none(),

@@ -69,6 +69,24 @@ impl<'a> PodView<'a> {
         view
     }
 
+    /// How the names of running pods' host veths begin. Some were made before the operator chose
+    /// another prefix. What a rule of ours leads to is no other network's link.
+    pub(super) fn prefixes(&self) -> BTreeSet<String> {
+        let is_ours = |address: &IpAddr| {
+            let to_pod = Rule::to_address(priority::TO_POD, *address, RouteTable::MAIN);
+            self.rules.get(address).is_some_and(|rules| rules.contains(&&to_pod))
+        };
+        let prefix = |(suffix, link): (&&str, &&'a Link)| Some((link.index, link.name.strip_suffix(suffix)?));
+        let veths: BTreeMap<u32, &str> = self.veths.0.iter().filter_map(prefix).collect();
+        self.routes
+            .iter()
+            .filter(|(address, _)| is_ours(address))
+            .flat_map(|(_, routes)| routes.iter().filter_map(|route| route.link.as_ref()))
+            .filter_map(|link| veths.get(&link.index))
+            .map(|prefix| (*prefix).to_owned())
+            .collect()
+    }
+
     /// Whether all is there that leads to a pod and from it.
     pub(super) fn is_whole(&self, pod: &PodOnHost) -> bool {
         self.veths.of_pod(pod).is_some() && steps(self, pod).is_empty()
@@ -192,6 +210,33 @@ mod tests {
             printed(&veth("xcc21c2d7785", false), rules(pod(254).address, RouteTable::MAIN), 254),
             ["set link xcc21c2d7785 up", "replace route 10.0.1.7 dev xcc21c2d7785"]
         );
+    }
+
+    #[test]
+    fn prefixes_are_those_of_links_that_a_rule_and_a_route_of_ours_lead_to() {
+        let links = veth("podcc21c2d7785", true);
+        let route = Route {
+            destination: pod(3).address.into(),
+            gateway: None,
+            link: links.iter().next().map(Link::reference),
+            scope: Scope::Link,
+            table: RouteTable::MAIN,
+            preferred_source: None,
+        };
+        let rules = rules(pod(3).address, RouteTable(3));
+        let seen = |routes: &[Route], rules: &[Rule]| {
+            let observed = Observed {
+                links: links.clone(),
+                routes: routes.to_vec(),
+                rules: rules.to_vec(),
+                ..Observed::default()
+            };
+            PodView::of(&observed).prefixes().into_iter().collect::<Vec<_>>()
+        };
+
+        assert_eq!(seen(std::slice::from_ref(&route), &rules), ["pod"]);
+        assert_eq!(seen(&[], &rules), Vec::<String>::new());
+        assert_eq!(seen(&[route], &[]), Vec::<String>::new(), "somebody else's link");
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod egress;
 mod expression;
 mod pods;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use vpc::Family;
 
@@ -46,12 +48,18 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    /// What the table of `family` holds on a node whose primary ENI is the link `primary_link`;
-    /// none if the node needs no such table.
+    /// What the table of `family` holds on a node whose primary ENI is the link `primary_link`,
+    /// with pods whose host veths' names begin with one of `prefixes`; none if the node needs no
+    /// such table.
     #[must_use]
-    pub fn of(family: Family, wanted: &HostNetwork, primary_link: &str) -> Option<Self> {
+    pub fn of(
+        family: Family,
+        wanted: &HostNetwork,
+        primary_link: &str,
+        prefixes: &BTreeSet<String>,
+    ) -> Option<Self> {
         let part = if family == wanted.family {
-            pods::part(wanted, primary_link)
+            pods::part(wanted, primary_link, prefixes)
         } else {
             egress::part(family, wanted)
         };

@@ -5,10 +5,14 @@
 //! ENI their pod belongs to. Three chains see to that:
 //!
 //! - `restore-mark` gives the packets of a known connection the mark of their connection, and
-//!   marks connections that come in over the primary ENI, as node ports do;
+//!   marks connections that come in over the primary ENI, as node ports do. A connection that
+//!   carries the node's own address in the pod's place belongs to the primary ENI whatever its
+//!   mark says: it may be from before the operator chose another mark;
 //! - `mark-outbound` marks new connections of pods to the world outside. It stands behind
 //!   destination NAT, so that it sees where a service's connection really goes;
 //! - `translate` gives what leaves for the outside the node's own address.
+
+use std::collections::BTreeSet;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
@@ -16,7 +20,7 @@ use vpc::Family;
 
 use super::expression::{BEHIND_DSTNAT, MANGLE, SRCNAT, address, chain, ct, matches, meta, rule, set, snat};
 use super::{Part, TABLE, nft_family};
-use crate::wanted::{HostNetwork, HostOptions};
+use crate::wanted::HostNetwork;
 
 const FAMILY: Family = Family::V4;
 const INTERNAL: &str = "internal";
@@ -27,21 +31,22 @@ const TRANSLATE: &str = "translate";
 /// Host links of pods with security groups of their own, as nft matches them.
 const BRANCH_LINKS: &str = "vlan*";
 
-/// The chains that `wanted` needs; none if it needs no mark.
-pub(super) fn part(wanted: &HostNetwork, primary_link: &str) -> Part {
+/// The chains that `wanted` needs; none if it needs no mark. `prefixes` begin the names of pods'
+/// host veths.
+pub(super) fn part(wanted: &HostNetwork, primary_link: &str, prefixes: &BTreeSet<String>) -> Part {
     let options = &wanted.options;
     let mut part = Part::default();
     if wanted.family != FAMILY || !options.needs_mark() {
         return part;
     }
-    let pods = format!("{}*", options.veth_prefix);
+    let pods: Vec<String> = prefixes.iter().map(|prefix| format!("{prefix}*")).collect();
     part.chains.push(chain(FAMILY, RESTORE_MARK, "filter", "prerouting", MANGLE));
-    part.rules = restore_mark(options, primary_link, &pods);
+    part.rules = restore_mark(wanted, primary_link, &pods);
     if !options.external_snat {
         part.sets.push(internal(&wanted.vpc_cidrs, &options.exclude_snat_cidrs));
         part.chains.push(chain(FAMILY, MARK_OUTBOUND, "filter", "prerouting", BEHIND_DSTNAT));
         part.chains.push(chain(FAMILY, TRANSLATE, "nat", "postrouting", SRCNAT));
-        part.rules.push(mark_outbound(options.connmark, &pods));
+        part.rules.extend(pods.iter().map(|links| mark_outbound(options.connmark, links)));
         part.rules.push(translate(wanted));
     }
     part
@@ -85,34 +90,44 @@ fn connection_mark_is(bits: u32, mask: u32) -> Value {
     }
 }
 
-fn restore_mark(options: &HostOptions, primary_link: &str, pods: &str) -> Vec<Value> {
-    let mark = options.connmark;
+fn restore_mark(wanted: &HostNetwork, primary_link: &str, pods: &[String]) -> Vec<Value> {
+    let mark = wanted.options.connmark;
+    let set_mark = || set(&meta("mark"), "|", mark);
+    let restore = |expressions: &[Value]| rule(FAMILY, RESTORE_MARK, expressions);
     let mut rules = Vec::new();
-    let mut restore = |links: &str| {
-        let from = matches("==", &meta("iifname"), links);
-        let with = |bits: u32| [from.clone(), connection_mark_is(bits, mark)];
-        // Two rules, as nft cannot combine a packet's mark with a connection's in one
-        // expression, and the bits of others must stay.
-        rules.push(rule(FAMILY, RESTORE_MARK, &[&with(mark)[..], &[set(&meta("mark"), "|", mark)]].concat()));
-        rules.push(rule(FAMILY, RESTORE_MARK, &[&with(0)[..], &[set(&meta("mark"), "&", !mark)]].concat()));
-    };
-    restore(pods);
-    if options.node_port {
-        restore(BRANCH_LINKS);
+    if wanted.options.node_port {
         // To an address of this link itself: then the answer must leave by it too.
         let to_the_link = json!({ "fib": { "result": "type", "flags": ["daddr", "iif"] } });
-        rules.insert(
-            0,
-            rule(
-                FAMILY,
-                RESTORE_MARK,
-                &[
-                    matches("==", &meta("iifname"), primary_link),
-                    matches("==", &to_the_link, "local"),
-                    set(&ct("mark"), "|", mark),
-                ],
-            ),
-        );
+        rules.push(restore(&[
+            matches("==", &meta("iifname"), primary_link),
+            matches("==", &to_the_link, "local"),
+            set(&ct("mark"), "|", mark),
+        ]));
+    }
+    let branches = wanted.options.node_port.then_some(BRANCH_LINKS);
+    for links in pods.iter().map(String::as_str).chain(branches) {
+        let from = || matches("==", &meta("iifname"), links);
+        // Two rules, as nft cannot combine a packet's mark with a connection's in one
+        // expression, and the bits of others must stay.
+        rules.push(restore(&[from(), connection_mark_is(mark, mark), set_mark()]));
+        rules.push(restore(&[from(), connection_mark_is(0, mark), set(&meta("mark"), "&", !mark)]));
+    }
+    let node = wanted.primary.address.to_string();
+    for links in pods {
+        let of_the_node = |direction: &str, tuple: &str| {
+            let address = json!({ "ct": { "key": "ip daddr", "dir": tuple } });
+            restore(&[
+                matches("==", &meta("iifname"), links.as_str()),
+                matches("==", &ct("direction"), direction),
+                matches("==", &address, node.as_str()),
+                set_mark(),
+            ])
+        };
+        // Translated on its way out, and called through a node port.
+        rules.push(of_the_node("original", "reply"));
+        if wanted.options.node_port {
+            rules.push(of_the_node("reply", "original"));
+        }
     }
     rules
 }
