@@ -25,8 +25,11 @@ pub enum NftError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// The kernel has no nftables.
-    #[error("{action}: the kernel has no nf_tables, or not all of it: {message}")]
+    /// The kernel has no nftables, or lacks a part of it.
+    #[error(
+        "{action}: the kernel has no nf_tables, or not all that is needed of it (CONFIG_NF_TABLES for IPv4 and \
+         IPv6, NFT_CT, NFT_FIB_IPV4, NFT_NAT, NFT_REJECT_IPV4, NFT_REJECT_IPV6): {message}"
+    )]
     Kernel {
         /// What was attempted.
         action: &'static str,
@@ -78,7 +81,13 @@ pub(crate) fn observe(family: Family) -> Result<Option<Ruleset>, NftError> {
 /// Puts `wanted` in the place of our table of a family, in one transaction; none removes the table.
 pub(crate) fn replace(family: Family, wanted: Option<&Ruleset>) -> Result<(), NftError> {
     let transaction = wanted.map_or_else(|| Ruleset::removal(family), Ruleset::transaction);
-    run("replace our nft table", &["-j", "-f", "-"], Some(transaction.to_string().as_bytes())).map(drop)
+    match run("replace our nft table", &["-j", "-f", "-"], Some(transaction.to_string().as_bytes())) {
+        // Whatever it names it makes itself, so it is a kind of expression or chain that is missing.
+        Err(NftError::Refused { action, message }) if message.contains("No such file or directory") => {
+            Err(NftError::Kernel { action, message })
+        }
+        done => done.map(drop),
+    }
 }
 
 /// The tables of which a chain drops, by policy, what the node would forward over IPv4.
