@@ -1,6 +1,9 @@
 //! The released programs as the DaemonSet's containers run them: by its environment, mounts and
 //! capabilities, on a read-only root file system, under the names that existing pod specs execute.
 
+#[path = "../datapath/tests/support/reference.rs"]
+mod reference;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
@@ -8,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{Scenario, binary, find};
 use lab::world::{ECHO_PORT, INTERNET_ECHO, Ipamd, IpamdOptions, Lab, Node, Ran, finish};
+use reference::Reference;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const MANIFEST: &str = include_str!("../deploy/aws-vpc-cni.yaml");
@@ -22,6 +26,9 @@ fn main() {
         Scenario::new("the_daemon_serves_pods_from_its_container", the_daemon_serves),
         Scenario::new("the_files_of_the_reference_may_be_executed", reference_names_work),
         Scenario::new("the_init_container_changes_only_what_differs", init_changes_what_differs),
+        Scenario::new("rules_of_the_reference_can_be_removed_from_the_container", rules_are_removed)
+            .needs("iptables-legacy")
+            .needs("iptables-nft"),
     ];
     let scenarios = scenarios.map(|it| {
         it.needs("setpriv")
@@ -226,6 +233,32 @@ async fn the_daemon_serves() -> Result<()> {
 fn grace_period() -> Result<u64> {
     let line = MANIFEST.lines().find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: "));
     Ok(line.context("no grace period in the manifest")?.parse()?)
+}
+
+async fn rules_are_removed() -> Result<()> {
+    let lab = initialised_node().await?;
+    let node = &lab.nodes()[0];
+    let front_ends = ["iptables-legacy", "iptables-nft"];
+    for iptables in front_ends {
+        let reference = Reference::new(iptables, &node.primary_ip().to_string(), "10.0.0.0/16");
+        node.place().exec_with(&["sh", "-e"], Some(&reference.script())).await?;
+    }
+    let daemon = Container::of_manifest("aws-node")?;
+
+    let ipamd = daemon.start_daemon(node, &["/app/ipamd", "run"]).await?;
+
+    for iptables in front_ends {
+        e2e::until("the reference's rules are gone", PATIENCE, || async {
+            Ok(!node.exec(&[&format!("{iptables}-save")]).await?.contains("AWS"))
+        })
+        .await
+        .with_context(|| node.read("/var/log/aws-routed-eni/ipamd.log").unwrap_or_default())?;
+    }
+    pods_work(node).await?;
+    ipamd.terminate(PATIENCE).await?;
+    let uninstall = daemon.run(node, &["/app/ipamd", "uninstall"]).await?;
+    ensure!(uninstall.text().starts_with("removed nft table ip vpc-cni\n"), "{uninstall:?}");
+    lab.shutdown().await
 }
 
 async fn reference_names_work() -> Result<()> {
