@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A port of every node that leads to the pod on the secondary ENI.
 pub(crate) const NODE_PORT: u16 = 30007;
 
-/// The node, with two pods on the primary and two on a secondary ENI, and another node as a peer.
+/// The node, with two pods on the primary and three on a secondary ENI, and another node as a peer.
 pub(crate) struct OldNode {
     pub(crate) lab: Lab,
     pub(crate) reference: Reference,
@@ -64,10 +64,12 @@ impl OldNode {
             let pod = old.wire_pod(&format!("p{index}"), address, 254).await?;
             old.on_primary.push(pod);
         }
-        for (index, address) in free.into_iter().take(2).enumerate() {
-            let pod = old.wire_pod(&format!("w{index}"), address, old.secondary.table).await?;
+        let (last, free) = free.split_last().context("an ENI without addresses")?;
+        for (index, address) in free.iter().enumerate() {
+            let pod = old.wire_pod(&format!("w{index}"), *address, old.secondary.table).await?;
             old.on_secondary.push(pod);
         }
+        old.wire_second_card(*last).await?;
         old.write_state()?;
         let [before, after] = foreign(old.reference.iptables);
         for script in [before, old.reference.script(), after, old.node_port()] {
@@ -241,6 +243,27 @@ impl OldNode {
             "dns": {},
         })));
         Ok(pod)
+    }
+
+    /// A second interface of a pod, as on an ENI of another network card, whose table has a
+    /// number of its own. Our daemon serves no such pods yet, and leaves what they have.
+    async fn wire_second_card(&self, address: Ipv4Addr) -> Result<()> {
+        let pod = &self.on_secondary[0];
+        let suffix = look::suffix(self.node(), "default", &format!("{}.1", pod.name())).await?;
+        let veth = format!("{}{suffix}", self.reference.prefix);
+        let netns = pod.netns().rsplit('/').next().context("a namespace without a name")?;
+        let Placed { link, gateway, .. } = &self.secondary;
+        let lines = format!(
+            "link add {veth} mtu 9001 type veth peer name mNicIf1 mtu 9001 netns {netns}\n\
+             link set {veth} up\n\
+             route replace {address} dev {veth} scope link\n\
+             rule add pref 512 to {address} lookup main\n\
+             rule add pref 1536 from {address} lookup 10100\n\
+             route replace {gateway} dev {link} scope link table 10100\n\
+             route replace default via {gateway} dev {link} table 10100\n"
+        );
+        self.node().place().ip_batch(&lines).await?;
+        pod.place().ip_batch(&format!("link set mNicIf1 up\naddr add {address}/32 dev mNicIf1\n")).await
     }
 
     fn write_state(&self) -> Result<()> {

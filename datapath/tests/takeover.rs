@@ -264,7 +264,14 @@ fn egress_that_has_no_substitute_stays() {
         script(&space, &reference(iptables).egress(kept, "e9", "169.254.172.3"));
         script(&space, &reference(iptables).egress(gone, "containerId-123", "169.254.172.4"));
 
-        let addresses = BTreeSet::from(["169.254.172.3".parse().unwrap()]);
+        space.run("ip link add one type veth peer name other");
+        space.run("ip link set one up");
+        for address in ["169.254.172.3", "169.254.171.255", "10.0.0.9"] {
+            space.run(&format!("ip route add {address} dev one"));
+        }
+
+        let addresses = takeover::pods_with_egress(&mut space.netlink()).unwrap();
+        assert_eq!(addresses, BTreeSet::from(["169.254.172.3".parse().unwrap()]));
         let outcome = inside(&space.netns, || takeover::take_over(&addresses)).unwrap();
 
         assert!(outcome.failures.is_empty(), "{outcome:?}");
