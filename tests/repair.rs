@@ -73,7 +73,7 @@ impl Scene {
 
 /// Everything that the kernel holds for the node, packet filter and strictness included.
 async fn everything(node: &Node) -> Result<(Dump, Value, String)> {
-    let mut filter = node.nft(&["list", "ruleset"]).await?;
+    let mut filter = node.nft(&["-j", "list", "ruleset"]).await?;
     without_counts(&mut filter);
     // A table that was put back stands behind those of others.
     if let Some(objects) = filter["nftables"].as_array_mut() {

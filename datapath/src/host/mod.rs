@@ -1,6 +1,7 @@
 //! The node's own network: its ENIs, its rules, its packet filter, and what leads to its pods.
 
 mod change;
+mod converge;
 mod eni;
 mod observed;
 mod pods;
@@ -12,13 +13,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use vpc::{Family, Mac, RouteTable};
 
-use crate::kernel::{KernelError, Netlink, NftError, Outcome, Rule, Step, nft};
-use crate::wanted::nft::Ruleset;
+use crate::kernel::{KernelError, Netlink, NftError, Rule, Step};
 use crate::wanted::{EniNetwork, HostNetwork, HostOptions, PodOnHost, priority};
+use converge::try_all;
 use observed::Observed;
 use pods::{PodView, Veths};
 
 pub use change::{Change, ChangeKind};
+pub use converge::{Converged, Extent, converge};
 pub use warning::{HostWarning, warnings};
 
 /// How many rules of one address are removed at most.
@@ -101,87 +103,9 @@ pub fn are_whole<'a>(seen: &Observation, pods: impl IntoIterator<Item = &'a PodO
 /// [`HostError`] with the first failure; a repeated call goes on from there.
 pub fn observe_and_converge(netlink: &mut Netlink, wanted: &HostNetwork) -> Result<Vec<Change>, HostError> {
     let seen = observe(netlink, wanted.family)?;
-    let filter = converge_filter(&seen, wanted, &mut |_| true);
-    let links = converge(netlink, &seen, wanted, &[], &mut |_| true);
-    let mut changes = links?;
-    changes.extend(filter?);
-    Ok(changes)
-}
-
-/// Makes links, addresses, routes and rules as `wanted`, and what leads to `pods`.
-///
-/// `pods` must have been learnt after `seen` was, so that a pod whose DEL took its rules away in
-/// between is not among them. `admits` is asked for each group of changes that is due, by what
-/// it is about; what it refuses stays as it is.
-///
-/// # Errors
-/// [`HostError`] with the first failure; all that could be done is done.
-pub fn converge(
-    netlink: &mut Netlink,
-    seen: &Observation,
-    wanted: &HostNetwork,
-    pods: &[PodOnHost],
-    admits: &mut dyn FnMut(&str) -> bool,
-) -> Result<Vec<Change>, HostError> {
-    let Observation(observed) = seen;
-    let options = &wanted.options;
-    let mac = wanted.primary.mac;
-    let primary = observed.links.by_mac(mac).ok_or(HostError::PrimaryLinkMissing(mac))?;
-    let mut steps = Vec::new();
-    let mut take = |subject: &str, due: Vec<Step>| {
-        if !due.is_empty() && admits(subject) {
-            steps.extend(due);
-        }
-    };
-    take(&format!("primary ENI {}", primary.name), eni::primary_steps(observed, primary, options));
-    for step in rules::steps(observed, wanted) {
-        take(&step.to_string(), vec![step]);
-    }
-    let mut absent = None;
-    for eni in &wanted.enis {
-        match plan_eni(observed, eni, options) {
-            Ok(due) => take(&format!("ENI {}", eni.mac), due),
-            Err(error) => absent = absent.or(Some(error)),
-        }
-    }
-    let view = PodView::of(observed);
-    for pod in pods {
-        take(&format!("pod {}", pod.pod), pods::steps(&view, pod));
-    }
-    let changes = apply(netlink, &steps)?;
-    absent.map_or(Ok(changes), |error| Err(error.into()))
-}
-
-/// Makes the packet filter's tables as `wanted`. Runs `nft` in the calling thread's namespace.
-///
-/// # Errors
-/// [`HostError`] with the first failure.
-pub fn converge_filter(
-    seen: &Observation,
-    wanted: &HostNetwork,
-    admits: &mut dyn FnMut(&str) -> bool,
-) -> Result<Vec<Change>, HostError> {
-    let mac = wanted.primary.mac;
-    let primary = seen.0.links.by_mac(mac).ok_or(HostError::PrimaryLinkMissing(mac))?;
-    if wanted.family == Family::V4 && !wanted.options.external_snat && wanted.vpc_cidrs.is_empty() {
-        return Err(HostError::VpcCidrsMissing);
-    }
-    let mut prefixes = PodView::of(&seen.0).prefixes();
-    prefixes.insert(wanted.options.veth_prefix.clone());
-    let mut changes = Vec::new();
-    for family in Family::BOTH {
-        let ruleset = Ruleset::of(family, wanted, &primary.name, &prefixes);
-        let is_right = match (nft::observe(family)?, &ruleset) {
-            (Some(observed), Some(wanted)) => observed.is_same(wanted),
-            (observed, wanted) => observed.is_none() && wanted.is_none(),
-        };
-        let subject = nft::table(family);
-        if !is_right && admits(&subject) {
-            nft::replace(family, ruleset.as_ref())?;
-            changes.push(Change::of_filter(&subject));
-        }
-    }
-    Ok(changes)
+    let extent = Extent { filter: true, ..Extent::default() };
+    let done = converge(netlink, &seen, wanted, extent, &mut |_| true);
+    done.fault.map_or(Ok(done.changes), Err)
 }
 
 /// Makes one ENI as wanted; returns what was changed.
@@ -289,16 +213,6 @@ fn plan_eni(
 
 /// Applies all steps, also those behind one that failed; the first failure is the error.
 fn apply(netlink: &mut Netlink, steps: &[Step]) -> Result<Vec<Change>, KernelError> {
-    let mut changes = Vec::new();
-    let mut first_error = None;
-    for (step, outcome) in steps.iter().zip(netlink.apply(steps)?) {
-        match outcome {
-            Outcome::Done => changes.push(Change::of(step)),
-            Outcome::Satisfied => {}
-            Outcome::Failed(error) => {
-                first_error.get_or_insert(error);
-            }
-        }
-    }
-    first_error.map_or(Ok(changes), Err)
+    let (changes, fault) = try_all(netlink, steps);
+    fault.map_or(Ok(changes), Err)
 }

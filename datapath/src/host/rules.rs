@@ -18,18 +18,32 @@ const CARD_TABLES: u32 = 10_000;
 
 /// The steps that bring the node's rules to what is wanted; rules of others stay.
 pub(super) fn steps(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
-    let mut steps = mark_and_service_steps(&observed.rules, &wanted.options, wanted.family);
+    let mut steps: Vec<Step> = mark_and_service_rules(&wanted.options, wanted.family)
+        .into_iter()
+        .filter(|rule| !observed.rules.contains(rule))
+        .map(Step::AddRule)
+        .collect();
     for family in Family::BOTH {
         let is_strict = wanted.options.strict_branches && family == wanted.family;
         steps.extend(local_rule_steps(&observed.rules, family, is_strict));
     }
+    steps
+}
+
+/// The steps that remove rules from before the options or the ENIs changed. New rules and the packet
+/// filter come first, so that no packet finds neither the old ones nor the new.
+pub(super) fn stale_steps(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
+    let current = mark_and_service_rules(&wanted.options, wanted.family);
+    let is_stale = |rule: &&Rule| is_mark_or_service(rule) && !current.contains(rule);
+    let mut steps: Vec<Step> =
+        observed.rules.iter().filter(is_stale).cloned().map(Step::DeleteRule).collect();
     steps.extend(dead_eni_rules(observed, wanted));
     steps
 }
 
 /// The rule for marked packets, in the family of pods, and those for services, which are always
 /// IPv4.
-fn mark_and_service_steps(observed: &[Rule], options: &HostOptions, family: Family) -> Vec<Step> {
+fn mark_and_service_rules(options: &HostOptions, family: Family) -> Vec<Rule> {
     let mark = options.needs_mark().then(|| Rule {
         mark: Some((options.connmark, options.connmark)),
         ..Rule::new(family, priority::MARK, RouteTable::MAIN)
@@ -44,14 +58,10 @@ fn mark_and_service_steps(observed: &[Rule], options: &HostOptions, family: Fami
             wanted.push(rule);
         }
     }
-
-    let missing = wanted.iter().filter(|rule| !observed.contains(rule)).cloned().map(Step::AddRule);
-    let stale = observed.iter().filter(|rule| is_mark_or_service(rule) && !wanted.contains(rule));
-    // New rules first, so that no packet finds neither.
-    missing.chain(stale.cloned().map(Step::DeleteRule)).collect()
+    wanted
 }
 
-/// Whether a rule has the shape of those that [`mark_and_service_steps`] makes, whatever mark or
+/// Whether a rule has the shape of those of [`mark_and_service_rules`], whatever mark or
 /// block it names: one from before the options changed.
 fn is_mark_or_service(rule: &Rule) -> bool {
     let plain = Rule { to: None, mark: None, ..rule.clone() };
@@ -129,7 +139,26 @@ fn dead_eni_rules(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use vpc::Mac;
+
     use super::*;
+    use crate::wanted::PrimaryLink;
+
+    fn network(family: Family, options: HostOptions) -> HostNetwork {
+        HostNetwork {
+            family,
+            primary: PrimaryLink {
+                mac: Mac::new([2, 0, 0, 0, 0, 1]),
+                address: Ipv4Addr::new(10, 0, 0, 10),
+                address_v6: None,
+            },
+            vpc_cidrs: Vec::new(),
+            options,
+            enis: Vec::new(),
+        }
+    }
 
     fn options() -> HostOptions {
         HostOptions {
@@ -138,58 +167,63 @@ mod tests {
         }
     }
 
-    fn printed(steps: &[Step]) -> Vec<String> {
-        steps.iter().map(ToString::to_string).collect()
+    /// The steps for a node that has these rules, in words: first, and last.
+    fn planned(rules: &[Rule], wanted: &HostNetwork) -> (Vec<String>, Vec<String>) {
+        let observed = Observed { rules: rules.to_vec(), ..Observed::default() };
+        let printed = |steps: Vec<Step>| steps.iter().map(ToString::to_string).collect();
+        (printed(steps(&observed, wanted)), printed(stale_steps(&observed, wanted)))
     }
 
-    fn v4(observed: &[Rule], options: &HostOptions) -> Vec<Step> {
-        mark_and_service_steps(observed, options, Family::V4)
+    fn marked(family: Family, priority: u32, mark: (u32, u32)) -> Rule {
+        Rule { mark: Some(mark), ..Rule::new(family, priority, RouteTable::MAIN) }
     }
 
     #[test]
     fn a_fresh_node_gets_its_mark_and_service_rules() {
+        let (first, last) = planned(&[], &network(Family::V4, options()));
+
         assert_eq!(
-            printed(&v4(&[], &options())),
+            first,
             [
                 "add rule 1024: from all fwmark 0x80/0x80 lookup main",
                 "add rule 1535: from all to 10.100.0.0/16 lookup main"
             ]
         );
+        assert_eq!(last, Vec::<String>::new());
     }
 
     #[test]
     fn rules_that_are_right_need_no_step() {
         for family in Family::BOTH {
-            let observed: Vec<Rule> = mark_and_service_steps(&[], &options(), family)
-                .into_iter()
-                .filter_map(|step| if let Step::AddRule(rule) = step { Some(rule) } else { None })
-                .collect();
+            let rules = mark_and_service_rules(&options(), family);
 
-            assert_eq!(mark_and_service_steps(&observed, &options(), family), [], "{family}");
+            assert_eq!(planned(&rules, &network(family, options())), (Vec::new(), Vec::new()), "{family}");
         }
     }
 
     #[test]
     fn rules_of_earlier_options_go_and_those_of_others_stay() {
-        let marked =
-            |priority, mark| Rule { mark: Some(mark), ..Rule::new(Family::V4, priority, RouteTable::MAIN) };
-        let observed = [marked(1024, (0x40, 0x40)), marked(1024, (0x40, 0xff)), marked(1023, (0x40, 0x40))];
+        let observed = [
+            marked(Family::V4, 1024, (0x40, 0x40)),
+            marked(Family::V4, 1024, (0x40, 0xff)),
+            marked(Family::V4, 1023, (0x40, 0x40)),
+        ];
         let silent = HostOptions { node_port: false, external_snat: true, ..HostOptions::default() };
 
-        assert_eq!(
-            printed(&v4(&observed, &silent)),
-            ["delete rule 1024: from all fwmark 0x40/0x40 lookup main"]
-        );
+        let (first, last) = planned(&observed, &network(Family::V4, silent));
+
+        assert_eq!(first, Vec::<String>::new());
+        assert_eq!(last, ["delete rule 1024: from all fwmark 0x40/0x40 lookup main"]);
     }
 
     #[test]
     fn the_rules_of_the_other_family_go_when_the_cluster_changes() {
-        let mark =
-            |family| Rule { mark: Some((0x80, 0x80)), ..Rule::new(family, priority::MARK, RouteTable::MAIN) };
+        let old = marked(Family::V4, 1024, (0x80, 0x80));
 
-        let steps = mark_and_service_steps(&[mark(Family::V4)], &HostOptions::default(), Family::V6);
+        let (first, last) = planned(&[old], &network(Family::V6, HostOptions::default()));
 
-        assert_eq!(steps, [Step::AddRule(mark(Family::V6)), Step::DeleteRule(mark(Family::V4))]);
+        assert_eq!(first, ["add rule 1024: from all fwmark 0x80/0x80 lookup main"]);
+        assert_eq!(last, ["delete rule 1024: from all fwmark 0x80/0x80 lookup main"]);
     }
 
     fn after(mut rules: Vec<Rule>, steps: &[Step]) -> Vec<String> {

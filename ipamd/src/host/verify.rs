@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use datapath::host::{self, AbandonedLink, Change, HostWarning, Observation};
+use datapath::host::{self, AbandonedLink, Change, Extent, HostWarning, Observation};
 use datapath::kernel::Netlink;
 use datapath::monitor::Changed;
 use datapath::pod;
@@ -154,20 +154,15 @@ impl Verifier {
     ) -> Result<(), HostFailure> {
         let seen = host::observe(netlink, wanted.family)?;
         let now = Instant::now();
-        let repairs = &mut self.repairs;
-        let mut admits = |subject: &str| repairs.admits(subject, now);
-        let filter =
-            if look.filter { host::converge_filter(&seen, wanted, &mut admits) } else { Ok(Vec::new()) };
         let pods = pods_of(self.pool.as_ref()).await;
         let broken = self.pods_to_mend(&seen, pods.as_deref());
+        let extent = Extent { pods: &broken, filter: look.filter };
         let repairs = &mut self.repairs;
-        let network =
-            host::converge(netlink, &seen, wanted, &broken, &mut |subject| repairs.admits(subject, now));
-        for outcome in [&filter, &network] {
-            self.report(outcome.as_deref().unwrap_or_default(), now);
-        }
+        let done =
+            host::converge(netlink, &seen, wanted, extent, &mut |subject| repairs.admits(subject, now));
+        self.report(&done.changes, now);
         self.remove_of_ended_pods(netlink, pods.as_deref());
-        network.and(filter).map(drop).map_err(super::keeper::failure)
+        done.fault.map_or(Ok(()), |fault| Err(super::keeper::failure(fault)))
     }
 
     /// Those that lack something, unless their network is an ADD's or a DEL's business now.
