@@ -4,6 +4,7 @@ mod bursts;
 mod calls;
 mod demo;
 mod ec2;
+mod families;
 mod screen;
 mod standing;
 
@@ -17,6 +18,7 @@ use self::bursts::BurstOptions;
 use self::calls::CallOptions;
 use self::demo::DemoOptions;
 use self::ec2::Ec2Args;
+use self::families::FamilyOptions;
 use self::screen::Screen;
 use self::standing::{EraseArgs, Knob, PodVerb, ServiceArgs, UpOptions};
 
@@ -36,6 +38,8 @@ enum Verb {
     Bursts(BurstOptions),
     /// What a daemon asks of EC2 in typical histories, beside what the reference asks.
     Calls(CallOptions),
+    /// How long a pod's ADD and DEL take with an IPv6 address, beside an IPv4 one.
+    Families(FamilyOptions),
     /// Make a world that stands until `lab down`.
     Up(UpOptions),
     /// Pods of the standing world.
@@ -91,6 +95,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             lab::world::contain()?;
             let is_good = runtime()?.block_on(calls::run(options, &Screen::new()))?;
             return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Families(options) => {
+            lab::world::contain()?;
+            runtime()?.block_on(families::run(options, &Screen::new()))?;
         }
         Verb::Exec { target, command } => return standing::exec(&target, &command),
         Verb::Up(options) => standing::up(options)?,

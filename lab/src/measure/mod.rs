@@ -5,7 +5,9 @@
 
 mod burst;
 mod calls;
+mod families;
 pub mod reference;
 
 pub use burst::{Burst, BurstOutcome, burst};
 pub use calls::{Calls, Churn, Compared, boot_and_rest, by_rules, growth};
+pub use families::{Families, Times, families, median};
