@@ -29,6 +29,10 @@ fn main() {
         Scenario::new("rules_of_the_reference_can_be_removed_from_the_container", rules_are_removed)
             .needs("iptables-legacy")
             .needs("iptables-nft"),
+        Scenario::new(
+            "the_init_container_makes_a_node_forward_ipv6_once_and_leaves_pods_links_alone",
+            init_forwards_once,
+        ),
     ];
     let scenarios = scenarios.map(|it| {
         it.needs("setpriv")
@@ -315,4 +319,31 @@ async fn init_changes_what_differs() -> Result<()> {
         return lab.shutdown().await;
     };
     bail!("left behind: {odd}")
+}
+
+/// Writing `forwarding` of `all` sets it on every link, those of running pods included, even where
+/// it is 1 already.
+async fn init_forwards_once() -> Result<()> {
+    let lab = one_node().await?;
+    let node = &lab.nodes()[0];
+    let mut init = Container::of_manifest("aws-vpc-cni-init")?;
+    init.env.insert("ENABLE_V6_EGRESS".to_owned(), "true".to_owned());
+    let setting = async |link: &str, name: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{link}/{name}");
+        Ok::<_, anyhow::Error>(node.exec(&["cat", &path]).await?.trim().to_owned())
+    };
+
+    let first = init.run(node, &["/app/ipamd", "init-node"]).await?;
+    ensure!(first.status.success(), "init-node: {}", first.complaint());
+    ensure!(setting("all", "forwarding").await? == "1", "{}", first.text());
+    ensure!(setting("eth0", "accept_ra").await? == "2", "{}", first.text());
+
+    // As the plugin leaves the host's end of a pod.
+    node.exec(&["ip", "link", "add", "eni0123456789a", "type", "veth", "peer", "name", "pod"]).await?;
+    node.exec(&["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eni0123456789a/forwarding"]).await?;
+    let second = init.run(node, &["/app/ipamd", "init-node"]).await?;
+    ensure!(second.status.success(), "init-node: {}", second.complaint());
+    ensure!(!second.text().contains("sysctl"), "{}", second.text());
+    ensure!(setting("eni0123456789a", "forwarding").await? == "0", "the pod's link forwards again");
+    lab.shutdown().await
 }

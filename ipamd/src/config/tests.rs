@@ -131,10 +131,12 @@ fn a_feature_of_a_later_release_is_refused_by_name_when_on_and_accepted_when_off
 }
 
 #[test]
-fn egress_is_off_in_an_ipv4_cluster_unless_it_is_asked_for() {
+fn egress_is_off_in_an_ipv4_cluster_and_on_in_an_ipv6_cluster_unless_told_otherwise() {
     assert!(!read(&[]).unwrap().host.egress);
     assert!(!read(&[("ENABLE_V4_EGRESS", "true"), ("ENABLE_V6_EGRESS", "")]).unwrap().host.egress);
     assert!(read(&[("ENABLE_V6_EGRESS", "true")]).unwrap().host.egress);
+    assert!(read(&IPV6).unwrap().host.egress, "IPv6 pods need IPv4 more often than not");
+    assert!(!read(&[IPV6.as_slice(), &[("ENABLE_V4_EGRESS", "0")]].concat()).unwrap().host.egress);
     assert_eq!(
         complaints(&[("ENABLE_V4_EGRESS", "maybe")]),
         [r#"ENABLE_V4_EGRESS is "maybe": expected true or false"#]
