@@ -39,7 +39,7 @@ const UPSTREAM: [&str; 20] = [
 ];
 
 /// Those that a node's plugin list can name, or the runtime itself calls.
-const CHAIN: [&str; 7] = [OURS, EGRESS, "loopback", "portmap", "host-local", "bandwidth", "tuning"];
+const CHAIN: [&str; 6] = [OURS, EGRESS, "loopback", "portmap", "bandwidth", "tuning"];
 
 /// What became of the plugins.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -88,7 +88,7 @@ async fn plugins_arrive_executable_and_the_egress_plugin_is_the_same_binary() {
     }
     assert_eq!(fs::read_dir(node.path("bin")).expect("list").count(), 3);
     assert!(report.contains(": portmap egress-cni aws-cni\n"), "{report}");
-    assert!(report.contains("the image: loopback host-local bandwidth tuning;"), "{report}");
+    assert!(report.contains("the image: loopback bandwidth tuning;"), "{report}");
 }
 
 #[tokio::test]
