@@ -32,6 +32,7 @@ fn main() {
             external_snat: true,
             ..old(NFT)
         }),
+        Scenario::new("another_mark_and_prefix_at_the_take_over_interrupt_nobody", other_settings).needs(NFT),
         Scenario::new("after_uninstall_the_reference_may_have_other_options", after_uninstall).needs(NFT),
         Scenario::new("uninstall_refuses_while_the_daemon_serves", uninstall_refuses),
         Scenario::new("leftovers_of_both_front_ends_go_at_the_next_start", leftovers_go)
@@ -120,6 +121,22 @@ async fn there_and_back_with(old: &OldNode) -> Result<()> {
     let stay: Vec<_> = old.on_primary.iter().chain(&old.on_secondary[..1]).collect();
     old.all_speak(&stay, external_snat).await.context("after the return")?;
     stream.end().await
+}
+
+async fn other_settings() -> Result<()> {
+    let old = OldNode::new(Reference { mark: 0x40, prefix: "old", ..old(NFT) }).await?;
+    old.speaks(false).await.context("before the take-over")?;
+    let stream = old.stream().await?;
+
+    let _daemon = old.node().start_ipamd(&IpamdOptions::new().env("MAX_ENI", 2)).await?;
+    old.taken_over().await?;
+
+    stream.goes_on().await.context("after the take-over")?;
+    old.speaks(false).await.context("after the take-over")?;
+    let rules = old.rules().await?;
+    ensure!(rules == rules_of_others(&old).await?, "{rules:#?}");
+    stream.end().await?;
+    old.lab.shutdown().await
 }
 
 /// A result without the table's number, as it was before release 1.20.
