@@ -114,6 +114,7 @@ fn an_ipv6_pod_is_reachable_at_once() {
     let routes = sandbox.run("ip -6 route");
     assert!(routes.contains("default via fe80::1 dev eth0 metric 1024"), "{routes}");
     assert!(routes.contains("fe80::1 dev eth0 metric 1024"), "{routes}");
+    assert_eq!(host.run("ip -6 addr show tentative"), "", "the host can ask for its pod");
     assert_eq!(host.lines("ip -6 rule")[1], "512: from all to 2001:db8::7 lookup main");
     assert_eq!(pod::check(&pod_of("six", "2001:db8::7", 254), &host.netns, &sandbox.netns).unwrap(), []);
 }

@@ -70,7 +70,7 @@ impl Wiring<'_> {
         }
         let steps = plan::steps_in_pod(interface, &ends.in_pod, ends.host_mac);
         self.apply(Side::Pod, &steps)?;
-        self.harden(&interface.host_veth)?;
+        self.harden(&interface.host_veth, Family::of(interface.address))?;
         self.add_on_host(interface, &ends.on_host)
     }
 
@@ -171,9 +171,14 @@ impl Wiring<'_> {
     }
 
     /// Keeps a pod from giving the host routes; done before the link is up.
-    fn harden(&self, link: &str) -> Result<(), PodError> {
+    ///
+    /// The host asks for an IPv6 pod from its end's link-local address. Until the kernel has made
+    /// sure that nobody else has that address, which takes a second or two, it cannot ask, and the
+    /// pod would be deaf. On a link between two nobody else can have it.
+    fn harden(&self, link: &str, family: Family) -> Result<(), PodError> {
+        let duplicates = (family == Family::V6).then_some("accept_dad");
         let set = || {
-            for setting in ["accept_ra", "accept_redirects", "forwarding"] {
+            for setting in ["accept_ra", "accept_redirects", "forwarding"].into_iter().chain(duplicates) {
                 sysctl::set(&format!("net/ipv6/conf/{link}/{setting}"), "0")?;
             }
             Ok(())
