@@ -5,6 +5,8 @@
 //! same arguments and the same closing line as any Rust test.
 #![forbid(unsafe_code)]
 
+pub mod flows;
+pub mod ground;
 pub mod look;
 pub mod moment;
 pub mod stage;

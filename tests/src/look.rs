@@ -95,7 +95,7 @@ impl Dump {
         let mut all = self.0.clone();
         for eni in node.cloud().snapshot().attached(node.instance_id()) {
             if !before.contains(&eni.id) {
-                all.extend(eni_lines(node, eni)?);
+                all.extend(eni_lines(node, eni, 9001)?);
             }
         }
         all.sort();
@@ -156,10 +156,10 @@ pub fn placed(node: &Node, eni: &Eni) -> Result<Placed> {
     })
 }
 
-fn eni_lines(node: &Node, eni: &Arc<Eni>) -> Result<Vec<String>> {
+fn eni_lines(node: &Node, eni: &Arc<Eni>, mtu: u32) -> Result<Vec<String>> {
     let Placed { link, table, own, gateway, subnet: (length, broadcast) } = placed(node, eni)?;
     Ok(vec![
-        format!("link: {link} mtu 9001 UP {}", eni.mac),
+        format!("link: {link} mtu {mtu} UP {}", eni.mac),
         format!(
             "addr: {link} inet {own}/{length} brd {broadcast} scope global {link}\\ \
              valid_lft forever preferred_lft forever"
@@ -183,6 +183,14 @@ pub fn attached(node: &Node) -> BTreeSet<String> {
 /// # Errors
 /// It does not come to that.
 pub async fn at_rest(node: &Node, enis: usize, addresses: usize) -> Result<()> {
+    at_rest_with_mtu(node, enis, addresses, 9001).await
+}
+
+/// The same where ENIs have another MTU than usual.
+///
+/// # Errors
+/// It does not come to that.
+pub async fn at_rest_with_mtu(node: &Node, enis: usize, addresses: usize, mtu: u32) -> Result<()> {
     until(&format!("{enis} ENIs of {addresses} addresses are set up"), Duration::from_secs(60), || async {
         let snapshot = node.cloud().snapshot();
         let attached = snapshot.attached(node.instance_id());
@@ -191,7 +199,7 @@ pub async fn at_rest(node: &Node, enis: usize, addresses: usize) -> Result<()> {
         }
         let now = Dump::of(node).await?;
         for eni in attached.into_iter().skip(1) {
-            if eni_lines(node, eni)?.iter().any(|line| !now.0.contains(line)) {
+            if eni_lines(node, eni, mtu)?.iter().any(|line| !now.0.contains(line)) {
                 return Ok(false);
             }
         }

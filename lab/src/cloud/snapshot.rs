@@ -1,6 +1,7 @@
 //! The world at one moment, for the fabric that wires it and for IMDS that tells of it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,5 +46,19 @@ impl Snapshot {
     /// The ENI with that MAC address, if `instance` sees it.
     pub fn eni_by_mac(&self, instance: &str, mac: &str) -> Option<&Arc<Eni>> {
         self.attached(instance).into_iter().find(|eni| eni.mac == mac)
+    }
+
+    /// The ENI that `address` belongs to, by itself or by a prefix.
+    pub fn eni_of(&self, address: IpAddr) -> Option<&Arc<Eni>> {
+        self.enis.values().find(|eni| match address {
+            IpAddr::V4(address) => {
+                let mut single = eni.addresses.iter().map(|it| it.address);
+                single.any(|it| it == address) || eni.prefixes.iter().any(|it| it.contains(&address))
+            }
+            IpAddr::V6(address) => {
+                eni.ipv6_addresses.contains(&address)
+                    || eni.ipv6_prefixes.iter().any(|it| it.contains(&address))
+            }
+        })
     }
 }

@@ -356,13 +356,7 @@ impl Pod {
 
     /// The ENI that its address belongs to, as EC2 says.
     pub fn eni(&self) -> Option<String> {
-        let address = self.address();
-        let snapshot = self.0.node.cloud().snapshot();
-        let owns = |eni: &crate::cloud::Eni| {
-            eni.addresses.iter().any(|it| it.address == address)
-                || eni.prefixes.iter().any(|it| it.contains(&address))
-        };
-        snapshot.enis.values().find(|it| owns(it)).map(|it| it.id.clone())
+        self.0.node.cloud().snapshot().eni_of(self.ip()).map(|it| it.id.clone())
     }
 
     /// Runs a command in the pod and gives what it printed.

@@ -176,8 +176,11 @@ async fn ping_pong(mut stream: tokio::net::TcpStream, stop: &AtomicBool) -> Resu
     Ok(exchanges)
 }
 
-/// TCP segments that were sent again in a namespace.
-fn retransmissions(place: &Place) -> Result<u64> {
+/// TCP segments that were sent again in a place since it was made.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn retransmissions(place: &Place) -> Result<u64> {
     let text = place.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
     let mut lines = text.lines().filter_map(|it| it.strip_prefix("Tcp: "));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
