@@ -5,10 +5,12 @@
 //! same arguments and the same closing line as any Rust test.
 #![forbid(unsafe_code)]
 
+pub mod facts;
 pub mod flows;
 pub mod ground;
 pub mod look;
 pub mod moment;
+pub mod monitors;
 pub mod stage;
 pub mod trace;
 
