@@ -231,6 +231,10 @@ fn exhausted() -> World {
             world.finish(id, if step.is_growth() { failure(FailureClass::SubnetExhausted) } else { none() });
         }
     }
+    // In vain once more, so that the pause is longer than a pod waits.
+    world.pass(31 * SECOND);
+    let id = look(&mut world);
+    world.finish(id, Outcome::Subnets(vec![subnet("subnet-1", 0)]));
     world
 }
 
