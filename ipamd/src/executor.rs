@@ -6,6 +6,7 @@ mod failure;
 mod free;
 mod inventory;
 mod leaks;
+mod leftovers;
 mod metadata;
 mod subnets;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::sidecar::Sidecar;
 use allocate::Wish;
 use coalesce::Coalesced;
 pub(crate) use failure::StepError;
+pub(crate) use leftovers::EC2_SETTLES;
 use metadata::{Differences, Sightings};
 
 /// What the executor must know of the operator's choices and of the machine.
@@ -81,6 +83,9 @@ struct Memory {
     /// How often in a row not everything could be put right, and until when to leave it at that.
     failed_repairs: u32,
     repair_rests_until: Option<Instant>,
+    /// ENIs without an owner may be left: when to look for them, and how often in a row that failed.
+    leftovers_due: Option<Instant>,
+    failed_searches: u32,
     /// As the primary ENI has it; new ENIs get the same.
     connection_tracking: Option<ConnectionTracking>,
 }

@@ -171,6 +171,11 @@ impl Sidecar {
         })
     }
 
+    /// The ENIs that are being made, or may have been.
+    pub(crate) fn intents(&self) -> BTreeMap<String, EniIntent> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).eni_intents.clone()
+    }
+
     /// Forgets an ENI that is attached, or known to be gone.
     ///
     /// # Errors

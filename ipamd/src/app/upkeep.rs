@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::durable::Disk;
-use crate::executor::Executor;
+use crate::executor::{EC2_SETTLES, Executor};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::KERNEL_LOOK_EVERY;
@@ -27,9 +27,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
 /// For how long what the start read of EC2 is as good as an hourly look.
 const START_LASTS: Duration = Duration::from_secs(600);
-
-/// How long EC2 may take to show an ENI that it made.
-const EC2_SETTLES: Duration = Duration::from_secs(60);
 
 /// Everything that is looked at.
 pub(super) struct Upkeep {
@@ -95,6 +92,7 @@ impl Upkeep {
             self.pool.look_again().await;
         }
         executor.put_right().await;
+        executor.clear_leftovers().await;
     }
 
     async fn take_in<E: Ec2>(&self, seen: NetworkFacts, executor: &Executor<E>) {

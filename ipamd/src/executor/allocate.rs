@@ -50,7 +50,9 @@ impl<E: Ec2> Executor<E> {
         let record = match at.create_eni(&self.request(&token, wish, moment)).await {
             Ok(record) => record,
             Err(error) => {
-                if !error.may_have_happened() {
+                if error.may_have_happened() {
+                    self.leaves_something();
+                } else {
                     self.forget(&token).await;
                 }
                 return Err(StepError::in_subnet(wish.subnet, error));
@@ -76,6 +78,8 @@ impl<E: Ec2> Executor<E> {
             Err(error) => {
                 if self.delete_unused(at, &record.id).await {
                     self.forget(&token).await;
+                } else {
+                    self.leaves_something();
                 }
                 Err(error)
             }
@@ -125,7 +129,7 @@ impl<E: Ec2> Executor<E> {
     }
 
     /// Deletes an ENI that could not be attached; says whether it is gone. If not, the record of
-    /// the intent stays, and the next inventory deletes it.
+    /// the intent stays, and the next look for leftovers deletes it.
     async fn delete_unused(&self, at: &At<E>, eni: &EniId) -> bool {
         for attempt in 1..=DELETE_TRIES {
             match at.delete_eni(eni).await {
@@ -134,7 +138,7 @@ impl<E: Ec2> Executor<E> {
                     return true;
                 }
                 Err(error) if attempt == DELETE_TRIES => {
-                    warn!(%eni, %error, "unused ENI not deleted; the next inventory tries again");
+                    warn!(%eni, %error, "unused ENI not deleted; it is tried again later");
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(500 << attempt)).await,
             }

@@ -10,11 +10,9 @@ use tracing::{info, warn};
 use vpc::{AttachmentId, Eni, EniId, EniKind, EniRole, EniSlot, SubnetBlocks, SubnetId};
 
 use super::failure::StepError;
-use super::free::delete_detached;
 use super::subnets::blocks_of;
 use super::{Executor, Known};
 use crate::imds::Hint;
-use crate::sidecar::EniIntent;
 
 /// How long to rest after a repair that failed, twice as long each further time, up to the longest.
 const REPAIR_PAUSE: Duration = Duration::from_secs(30);
@@ -152,66 +150,6 @@ impl<E: Ec2> Executor<E> {
             }
         }
         failures
-    }
-
-    /// Looks once more for ENIs whose making was recorded by an earlier process, and then forgets
-    /// the records, if EC2 could be asked. To be called when EC2 has had time to show what it made.
-    pub(crate) async fn resolve_intents(&self, intents: &BTreeMap<String, EniIntent>) {
-        let _nothing_is_being_made = self.making.write().await;
-        if !self.delete_leftovers().await {
-            return;
-        }
-        for token in intents.keys() {
-            self.forget(token).await;
-        }
-    }
-
-    /// Deletes the ENIs that were made for this instance and are attached to nothing. Nothing is
-    /// being made meanwhile, so nobody will miss them. Says whether none is left.
-    async fn delete_leftovers(&self) -> bool {
-        if !self.options.access.may_change() {
-            return true;
-        }
-        let at = self.ec2.at(Priority::Sweep);
-        let cluster = self.options.cluster_name.as_deref();
-        let found = match at.unattached_enis_of(&self.instance.instance, &self.instance.vpc, cluster).await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(%error, "ENIs without an owner not looked for");
-                return false;
-            }
-        };
-        let mut is_clean = true;
-        for record in found {
-            match at.delete_eni(&record.id).await {
-                Ok(()) => info!(eni = %record.id, "ENI without an owner deleted"),
-                Err(error) => {
-                    is_clean = false;
-                    warn!(eni = %record.id, %error, "ENI without an owner not deleted");
-                }
-            }
-        }
-        is_clean
-    }
-
-    /// Deletes, in the background, ENIs of ours that are being detached, unless a step does that.
-    fn see_off(&self, leaving: Vec<EniRecord>) {
-        let is_ours = |record: &EniRecord| record.was_made_for(&self.instance.instance);
-        for record in leaving.into_iter().filter(|record| self.options.access.may_change() && is_ours(record))
-        {
-            let is_news = self.memory(|memory| {
-                !memory.enis.contains_key(&record.id) && memory.leaving.insert(record.id.clone())
-            });
-            if is_news {
-                let at = self.ec2.at(Priority::Sweep);
-                tokio::spawn(async move {
-                    match delete_detached(&at, &record.id).await {
-                        Ok(()) => info!(eni = %record.id, "ENI that was being detached is deleted"),
-                        Err(error) => warn!(eni = %record.id, %error, "ENI that was being detached stays"),
-                    }
-                });
-            }
-        }
     }
 
     fn change(&self, id: &EniId, edit: impl FnOnce(&mut Known)) {

@@ -98,3 +98,23 @@ async fn nobody_cleans_where_changes_or_cleaning_are_switched_off() {
 
     assert!(world.ec2.calls().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_eni_that_ec2_would_not_delete_is_deleted_later_and_then_costs_no_more_calls() {
+    let world = World::new();
+    world.ec2.fail(Action::AttachNetworkInterface, Fault::Refuse(Class::AttachmentLimit));
+    for _ in 0..5 {
+        world.ec2.fail(Action::DeleteNetworkInterface, Fault::Refuse(Class::Unavailable));
+    }
+    let executor = world.executor();
+    failure(run(&executor, allocate()).await);
+    assert_eq!((world.secondary_ids().len(), world.intents().len()), (1, 1));
+
+    tokio::time::advance(EC2_SETTLES).await;
+    executor.clear_leftovers().await;
+
+    assert_eq!((world.secondary_ids().len(), world.intents().len()), (0, 0));
+    world.ec2.calls();
+    executor.clear_leftovers().await;
+    assert!(world.ec2.calls().is_empty());
+}
