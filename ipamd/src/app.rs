@@ -27,7 +27,7 @@ use crate::durable::{Disk, RealDisk};
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
-use crate::pool::{Pool, Settings};
+use crate::pool::{CustomNetwork, Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, Budgets, ReplyFacts, Services};
 use crate::sidecar::{self, EniIntent, Sidecar};
@@ -113,6 +113,16 @@ pub(crate) struct Surroundings<E> {
     pub(crate) boot_id: String,
     /// Names that nobody else in the account uses.
     pub(crate) new_token: fn() -> String,
+    pub(crate) wishes: Wishes,
+}
+
+/// What the cluster asks of this node at the start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    /// Where new ENIs go with custom networking.
+    pub(crate) custom_network: Option<CustomNetwork>,
+    /// No new pods are to run here.
+    pub(crate) is_cordoned: bool,
 }
 
 /// Everything that runs, ready to serve.
@@ -156,6 +166,8 @@ impl Daemon<Aws> {
             clock: Clock::system(),
             boot_id: sidecar::boot_id().context("read the kernel's boot id")?,
             new_token: || Uuid::new_v4().to_string(),
+            // Nobody watches Kubernetes yet.
+            wishes: Wishes::default(),
         };
         Self::bring_up(config, instance, network, surroundings).await
     }
@@ -172,7 +184,7 @@ impl<E: Ec2> Daemon<E> {
         network: NetworkFacts,
         surroundings: Surroundings<E>,
     ) -> anyhow::Result<Self> {
-        let Surroundings { facts, ec2, host, disk, clock, boot_id, new_token } = surroundings;
+        let Surroundings { facts, ec2, host, disk, clock, boot_id, new_token, wishes } = surroundings;
         let limits =
             limits::of_instance(&instance.instance_type, &ec2.at(Priority::WaitingPod), config.ec2_access)
                 .await?;
@@ -206,6 +218,8 @@ impl<E: Ec2> Daemon<E> {
         info!(changed, "node network is as wanted");
 
         let mut pool = Pool::new(settings);
+        pool.set_custom_network(wishes.custom_network);
+        pool.set_cordoned(wishes.is_cordoned);
         match attached {
             Attached::Confirmed(enis) => pool.observe(enis, clock.now()),
             Attached::Hinted(enis) => pool.observe_hints(enis, clock.now()),

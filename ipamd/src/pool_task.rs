@@ -205,7 +205,7 @@ impl<R: StepRunner> PoolTask<R> {
             }
             Event::Tick => {}
             #[cfg(test)]
-            Event::Look(look) => (look.0)(&self.pool),
+            Event::Look(look) => (look.0)(&mut self.pool),
         }
     }
 

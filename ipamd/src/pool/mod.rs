@@ -179,13 +179,11 @@ impl Pool {
     }
 
     /// Says whether the node is to run no new pods. Pods that come all the same get addresses.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the daemon does not watch Kubernetes yet"))]
     pub(crate) fn set_cordoned(&mut self, is_cordoned: bool) {
         self.is_cordoned = is_cordoned;
     }
 
     /// Says where new ENIs go from now on; none for the subnets that their tags offer.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the daemon does not watch Kubernetes yet"))]
     pub(crate) fn set_custom_network(&mut self, custom: Option<CustomNetwork>) {
         self.custom = custom;
     }

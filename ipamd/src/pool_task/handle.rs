@@ -74,7 +74,7 @@ pub(super) type DelReply = oneshot::Sender<Result<Released, DelError>>;
 
 /// A test's look at the pool.
 #[cfg(test)]
-pub(super) struct Look(pub(super) Box<dyn FnOnce(&crate::pool::Pool) + Send>);
+pub(super) struct Look(pub(super) Box<dyn FnOnce(&mut crate::pool::Pool) + Send>);
 
 #[cfg(test)]
 impl std::fmt::Debug for Look {
@@ -222,11 +222,11 @@ impl PoolHandle {
         let _ = self.events.send(Event::NotServed { key, pod, message }).await;
     }
 
-    /// What `look` finds out about the pool; none once the daemon is going.
+    /// What `look` finds out about the pool, or changes; none once the daemon is going.
     #[cfg(test)]
     pub(crate) async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&crate::pool::Pool) -> T + Send + 'static,
+        look: impl FnOnce(&mut crate::pool::Pool) -> T + Send + 'static,
     ) -> Option<T> {
         self.ask(|reply| {
             Event::Look(Look(Box::new(move |pool| {

@@ -1,25 +1,28 @@
-//! EC2 and instance metadata for one process: the lab's model, asked without any socket.
+//! EC2 for one process: the lab's model, asked without any socket.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ec2::{
     Action, AttachEni, Attachment, AttachmentStatus, CLUSTER_TAG, Class, CreateEni, Ec2, Ec2Error, EniQuery,
-    EniRecord, EniStatus, INSTANCE_TAG, ImdsError, Metadata, Metadatum, NewAddresses, Page, PageToken,
-    Result, SubnetRecord, Tags,
+    EniRecord, EniStatus, INSTANCE_TAG, NewAddresses, Page, PageToken, Result, SubnetRecord, Tags,
 };
 use lab::cloud::{self, Caller, Describe, EniChange, Filter, InterfaceType, Reply, Request, Response};
 use vpc::{
     AttachmentId, EniId, EniKind, EniSlot, InstanceId, InstanceLimits, Prefix, SecurityGroupId, VpcId,
 };
 
+use super::kernel::Kernel;
 use super::life::Life;
-use super::world::World;
+use super::world::{World, addresses_of, prefix_addresses};
 
 /// As the SDK gives up on an answer.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From the daemon's look at the kernel to its request, while EC2 grants requests at once.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 /// EC2, as one process of one instance reaches it.
 #[derive(Clone)]
@@ -27,9 +30,40 @@ pub(super) struct SimEc2 {
     pub(super) world: Arc<World>,
     pub(super) instance: String,
     pub(super) life: Arc<Life>,
+    pub(super) kernel: Kernel,
 }
 
 impl SimEc2 {
+    /// Notes that addresses are about to go back.
+    fn returns(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        // Another hand may come between the daemon's look at the kernel and this.
+        let looked_at = self.world.now().saturating_sub(BETWEEN);
+        for address in addresses {
+            self.world.oracle().returns([address]);
+            if let Some(link) = self.kernel.route_since(address, looked_at) {
+                self.world.oracle().returned_in_use(&self.instance, address, link);
+            }
+        }
+    }
+
+    /// Notes that addresses are about to be asked for on an ENI, so many of them single ones.
+    fn grows(&self, eni: &EniId, singles: u16) {
+        let snapshot = self.world.cloud.snapshot();
+        let mut oracle = self.world.oracle();
+        oracle.asks_for(&self.instance, singles.into(), &snapshot);
+        if let Some(eni) = snapshot.enis.get(eni.as_str()) {
+            oracle.grows(&self.instance, &eni.subnet_id, Some(eni));
+        }
+    }
+
+    /// The same on a new ENI.
+    fn grows_anew(&self, subnet: &str, singles: u16) {
+        let snapshot = self.world.cloud.snapshot();
+        let mut oracle = self.world.oracle();
+        oracle.asks_for(&self.instance, singles.into(), &snapshot);
+        oracle.grows(&self.instance, subnet, None);
+    }
+
     async fn ask(&self, action: Action, resource: &str, request: Request) -> Result<Response> {
         if !self.life.acts() {
             return std::future::pending().await;
@@ -40,6 +74,7 @@ impl SimEc2 {
         };
         let caller = Caller { access_key: Some(credentials.access_key), token: credentials.token };
         self.world.note(|| format!("{} asks {} {resource}", self.instance, action.name()));
+        self.world.oracle().asks(&self.instance, action);
         let call = self.world.cloud.call(caller, action.name().to_owned(), Ok(request), String::new());
         let outcome = match tokio::time::timeout(HTTP_TIMEOUT, call).await {
             Ok(Reply::Answer((_, Ok(response)))) => Ok(response),
@@ -148,7 +183,10 @@ impl Ec2 for SimEc2 {
             EniQuery::AttachedTo(instance) => {
                 describe.filters.push(filter("attachment.instance-id", instance.as_str()));
             }
-            EniQuery::Ids(ids) => describe.ids = ids.iter().map(EniId::to_string).collect(),
+            EniQuery::Ids(ids) => {
+                ids.iter().for_each(|id| self.world.oracle().looks_at(id.as_str()));
+                describe.ids = ids.iter().map(EniId::to_string).collect();
+            }
             EniQuery::Unattached { vpc, cluster, instance } => {
                 describe.filters.push(match instance {
                     Some(instance) => filter(&format!("tag:{INSTANCE_TAG}"), instance.as_str()),
@@ -220,6 +258,7 @@ impl Ec2 for SimEc2 {
             client_token: Some(eni.client_token.clone()),
             ..cloud::CreateNetworkInterface::default()
         });
+        self.grows_anew(eni.subnet.as_str(), secondary_count.unwrap_or(0));
         let resource = format!("in {} with {:?}", eni.subnet, eni.addresses);
         match self.ask(Action::CreateNetworkInterface, &resource, request).await? {
             Response::Created { eni, .. } => Ok(eni_record(&eni)),
@@ -251,6 +290,11 @@ impl Ec2 for SimEc2 {
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<()> {
+        let snapshot = self.world.cloud.snapshot();
+        let is_meant = |eni: &&Arc<cloud::Eni>| {
+            eni.attachment.as_ref().is_some_and(|found| found.id == attachment.as_str())
+        };
+        self.returns(snapshot.enis.values().filter(is_meant).flat_map(addresses_of));
         let request = Request::DetachNetworkInterface(cloud::DetachNetworkInterface {
             attachment_id: attachment.to_string(),
             force: false,
@@ -271,6 +315,7 @@ impl Ec2 for SimEc2 {
     }
 
     async fn assign_ips(&self, eni: &EniId, count: u16) -> Result<Vec<Ipv4Addr>> {
+        self.grows(eni, count);
         let wish = cloud::AssignPrivateIpAddresses { count: Some(count), ..assign(eni) };
         let resource = format!("{count} to {eni}");
         let request = Request::AssignPrivateIpAddresses(wish);
@@ -281,6 +326,7 @@ impl Ec2 for SimEc2 {
     }
 
     async fn assign_prefixes(&self, eni: &EniId, count: u16) -> Result<Vec<Prefix>> {
+        self.grows(eni, 0);
         let wish = cloud::AssignPrivateIpAddresses { prefix_count: Some(count), ..assign(eni) };
         let resource = format!("{count} prefixes to {eni}");
         let request = Request::AssignPrivateIpAddresses(wish);
@@ -297,6 +343,7 @@ impl Ec2 for SimEc2 {
     }
 
     async fn unassign_ips(&self, eni: &EniId, ips: &[Ipv4Addr]) -> Result<()> {
+        self.returns(ips.iter().copied().map(IpAddr::from));
         let request = Request::UnassignPrivateIpAddresses(cloud::UnassignPrivateIpAddresses {
             eni_id: eni.to_string(),
             addresses: ips.to_vec(),
@@ -307,6 +354,7 @@ impl Ec2 for SimEc2 {
     }
 
     async fn unassign_prefixes(&self, eni: &EniId, prefixes: &[Prefix]) -> Result<()> {
+        self.returns(prefixes.iter().flat_map(|prefix| prefix_addresses(parsed(&prefix.to_string()))));
         let request = Request::UnassignPrivateIpAddresses(cloud::UnassignPrivateIpAddresses {
             eni_id: eni.to_string(),
             addresses: Vec::new(),
@@ -334,30 +382,4 @@ impl SimEc2 {
 
 fn assign(eni: &EniId) -> cloud::AssignPrivateIpAddresses {
     cloud::AssignPrivateIpAddresses { eni_id: eni.to_string(), ..Default::default() }
-}
-
-/// Instance metadata, as one process reaches it.
-pub(super) struct SimImds {
-    pub(super) world: Arc<World>,
-    pub(super) instance: String,
-    pub(super) life: Arc<Life>,
-}
-
-impl Metadata for SimImds {
-    fn get<'a>(&'a self, path: &'a str) -> Metadatum<'a> {
-        Box::pin(async move {
-            if self.life.is_over() {
-                return std::future::pending().await;
-            }
-            if self.world.is_imds_down() {
-                let detail = "no answer".to_owned();
-                return Err(ImdsError::Unreachable { path: path.to_owned(), detail });
-            }
-            match self.world.cloud.with(|cloud, now| cloud.imds_get(now, &self.instance, path)) {
-                Ok(text) => Ok(Some(text)),
-                Err(error) if error.status == 404 => Ok(None),
-                Err(error) => Err(ImdsError::Status { path: path.to_owned(), status: error.status }),
-            }
-        })
-    }
 }

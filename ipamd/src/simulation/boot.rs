@@ -87,7 +87,7 @@ async fn boot(scenario: &Scenario) -> (BTreeMap<String, Count>, Vec<Duration>) {
             stage.nodes.iter().filter(|node| !ready.contains_key(&node.index)).cloned().collect::<Vec<_>>()
         {
             let Some(connection) = node.connect() else { continue };
-            let look = |pool: &crate::pool::Pool| (pool.running().is_empty(), pool.stats());
+            let look = |pool: &mut crate::pool::Pool| (pool.running().is_empty(), pool.stats());
             let Some((is_idle, stats)) = connection.pool.look(look).await else { continue };
             if is_idle && stats.free >= 9 {
                 ready.insert(node.index, began.elapsed());

@@ -1,15 +1,17 @@
 //! What must hold once nothing is out of order any more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::node::Node;
-use super::oracle::{ROOMY, Violation};
+use super::oracle::ROOMY;
 use super::play::Stage;
 use super::scenario::{Event, Scenario};
+use super::violation::Violation;
+use super::world::addresses_of;
 use crate::pool::{AddressReport, AddressState, EniReport, Pool, Stats};
 
 /// How long the longest back-off, the clean-up after a restart, and an ENI's youth may take.
@@ -37,6 +39,9 @@ struct Books {
     free_singles: u32,
     /// Something is to go back to EC2 once that has lasted.
     has_surplus: bool,
+    is_cordoned: bool,
+    /// Free blocks of excluded subnets.
+    excluded_free: Vec<(String, IpAddr)>,
     /// Addresses whose ENI EC2 has not shown.
     pinned: u32,
     /// What the planner says of itself.
@@ -71,6 +76,14 @@ fn slots_used(eni: &EniReport) -> usize {
     singles(eni).count() + eni.prefixes.len()
 }
 
+/// The blocks of an ENI that could go back, each by an address, with the subnet.
+fn free_of(eni: &EniReport) -> impl Iterator<Item = (String, IpAddr)> {
+    let of_prefixes =
+        empty_prefixes(eni).filter_map(|prefix| eni.addresses.iter().find(|address| is_in(prefix, address)));
+    let free = singles(eni).filter(is_free).chain(of_prefixes);
+    free.map(|address| (eni.subnet.to_string(), address.address))
+}
+
 fn is_free(address: &&AddressReport) -> bool {
     matches!(address.state, AddressState::Free)
 }
@@ -91,6 +104,8 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
         singles: count(enis.iter().flat_map(singles).count()),
         free_singles: count(enis.iter().flat_map(singles).filter(is_free).count()),
         has_surplus: report.wants.surplus_goes_at.is_some(),
+        is_cordoned: report.wants.is_cordoned,
+        excluded_free: enis.iter().flat_map(free_of).collect(),
         pinned: u32::try_from(report.pinned.len()).unwrap_or(0),
         pods: pool.allocations().iter().map(|held| format!("{} {}", held.key, held.address)).collect(),
         running: pool.running().values().map(ToString::to_string).collect(),
@@ -108,16 +123,21 @@ fn books(pool: &Pool, now: std::time::Instant) -> Books {
 /// Waits until every node has come to rest, and holds it against the truth; then nothing more
 /// may be asked of EC2.
 pub(super) async fn settle(stage: &Stage<'_>) {
-    // What people did to ENIs is seen by the hourly sweep at the latest.
+    // What people did to ENIs is seen by the hourly sweep at the latest, and ENIs of which a damaged
+    // file told are found by it.
     let has_hands = has_hands(stage.scenario);
+    let lost_intents = stage.scenario.damages_second_file();
     let patience =
         RECOVERY + stage.scenario.shrink_delay() + stage.scenario.cooldown() + 40 * stage.scenario.latency;
     sleep(RECOVERY).await;
     let mut left = patience.saturating_sub(RECOVERY) + Duration::from_secs(120) + SWEEP;
     let mut waits_for_sweep = has_hands;
+    // So are tags of subnets.
+    waits_for_sweep |= stage.scenario.changes_subnets();
     let violations = loop {
         let violations = look(stage).await;
-        waits_for_sweep |= violations.iter().all(|found| matches!(found, Violation::Leaked { .. }));
+        let leaks = |found: &Violation| matches!(found, Violation::Leaked { .. });
+        waits_for_sweep |= lost_intents && violations.iter().all(leaks);
         let is_time_up = left.is_zero() || (left <= SWEEP && !waits_for_sweep);
         if violations.is_empty() || is_time_up {
             break violations;
@@ -179,6 +199,8 @@ async fn look(stage: &Stage<'_>) -> Vec<Violation> {
             violations.push(Violation::Down { node: node.index, error: "no answer".to_owned() });
             continue;
         };
+        let mut books = books;
+        books.excluded_free.retain(|(subnet, _)| stage.world.is_excluded(subnet));
         violations.extend(judge(stage, node, &books));
     }
     violations.extend(leaks(stage));
@@ -199,14 +221,7 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     let at_ec2: BTreeMap<String, BTreeSet<IpAddr>> = snapshot
         .attached(&node.instance)
         .into_iter()
-        .map(|eni| {
-            let singles = eni.addresses.iter().filter(|ip| !ip.is_primary).map(|ip| ip.address);
-            let prefixes = eni
-                .prefixes
-                .iter()
-                .flat_map(|prefix| prefix.network().to_bits()..=prefix.broadcast().to_bits());
-            (eni.id.clone(), singles.chain(prefixes.map(Ipv4Addr::from_bits)).map(IpAddr::from).collect())
-        })
+        .map(|eni| (eni.id.clone(), addresses_of(eni).collect()))
         .collect();
     let oracle = stage.world.oracle();
     let enis: BTreeSet<_> = books.enis.keys().chain(at_ec2.keys()).collect();
@@ -226,7 +241,10 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     }
     let foreign = at_ec2.keys().filter(|eni| oracle.is_by_hand(index, eni)).count();
     let (per_eni, hand) = (scenario.ips_per_eni(), foreign);
-    let capacity = scenario.eni_limit().saturating_sub(hand) * per_eni;
+    let capacity = match scenario.provided {
+        Some(_) => scenario.capacity(),
+        None => scenario.serving_enis().saturating_sub(hand) * per_eni,
+    };
     let live = oracle.live(index);
     let lost_books = oracle.lost_books(index);
     let waiting = oracle.wanting(index, Duration::from_secs(45));
@@ -249,8 +267,11 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     if stats.quarantined > 0 && !lost_books {
         return not_settled(format!("still held back: {stats:?}"));
     }
-    if scenario.changes_subnets() || hand > 0 {
-        // What tags allow, and ENIs of others leave, is another matter.
+    if !books.excluded_free.is_empty() {
+        return not_settled(format!("free, and of excluded subnets: {:?}", books.excluded_free));
+    }
+    if scenario.changes_subnets() || hand > 0 || scenario.provided.is_some() {
+        // What tags allow, ENIs of others leave, and others provide, is another matter.
         return None;
     }
     if node.delegates_prefixes() {
@@ -288,7 +309,8 @@ fn target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize, subnet
             format!("{what}: {:?}, {} ENIs, room for {room}; {}", books.stats, books.enis.len(), books.plans);
         Some(Violation::TargetMissed { node, what })
     };
-    if is_low && room > 0 && !is_capped {
+    // Nothing is kept warm on a node that is to run no new pods.
+    if is_low && room > 0 && !is_capped && !books.is_cordoned {
         return missed("too few");
     }
     let is_high = if warm_ip > 0 || minimum > 0 {
@@ -324,7 +346,7 @@ fn prefix_target(stage: &Stage<'_>, node: usize, books: &Books, capacity: usize)
             format!("{what}: {:?}, {} free prefixes; {}", books.stats, books.empty_prefixes, books.plans);
         Some(Violation::TargetMissed { node, what })
     };
-    if is_low && has_room && has_whole_block(stage) {
+    if is_low && has_room && has_whole_block(stage) && !books.is_cordoned {
         return missed("too few");
     }
     if is_high { missed("too many") } else { None }

@@ -36,6 +36,9 @@ fn scenario() -> Scenario {
         attach_delay: Duration::from_secs(1),
         detach_delay: Duration::from_secs(1),
         keeps_run: false,
+        provided: None,
+        is_custom: false,
+        lost_dels: 0,
         events: (0..(WARM_UP + HOUR) / PERIOD).map(pod).collect(),
     }
 }

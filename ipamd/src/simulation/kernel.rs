@@ -1,5 +1,6 @@
 //! A node's kernel, as far as addresses go: links, routes and rules, and the host thread's work.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,12 +9,13 @@ use std::time::Duration;
 use datapath::evidence::{Evidence, RuleSeen};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
-use vpc::RouteTable;
+use vpc::{EniSlot, RouteTable};
 
 use super::chance::Chance;
 use super::life::Life;
 use super::world::World;
 use crate::host::{HostFailure, HostHandle, HostHealth, Work};
+use crate::pool::Assignment;
 
 /// As the host thread waits for a link.
 const LINK_DEADLINE: Duration = Duration::from_secs(30);
@@ -24,6 +26,25 @@ struct Tables {
     links: BTreeMap<String, String>,
     routes: BTreeMap<IpAddr, String>,
     rules: BTreeMap<IpAddr, BTreeSet<RuleSeen>>,
+    /// Of the ENIs that are set up.
+    tables: BTreeSet<RouteTable>,
+    /// Addresses that are used by another hand, with the time of the world since when.
+    foreign: BTreeMap<IpAddr, Duration>,
+}
+
+/// The link over which another hand's addresses are reached.
+const FOREIGN_LINK: &str = "foreign0";
+
+/// How long the daemon may know nothing of what another hand does: until its next look.
+const UNSEEN: Duration = Duration::from_secs(35);
+
+/// What the kernel has of an address that a pod is given.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Another link that the address is routed to.
+    pub(super) other_link: Option<String>,
+    /// Whether the address's ENI is set up.
+    pub(super) has_table: bool,
 }
 
 /// The kernel of one node; outlives the daemon's processes and ends with a reboot.
@@ -72,16 +93,44 @@ impl Kernel {
         tables.rules.remove(&address);
     }
 
-    /// The link that the address is routed to.
-    pub(super) fn route_of(&self, address: IpAddr) -> Option<String> {
-        self.tables().routes.get(&address).cloned()
+    /// The link that the address is routed to; none if that is news of the time since `then`.
+    pub(super) fn route_since(&self, address: IpAddr, then: Duration) -> Option<String> {
+        let tables = self.tables();
+        let is_news = tables.foreign.get(&address).is_some_and(|since| *since > then);
+        tables.routes.get(&address).filter(|_| !is_news).cloned()
+    }
+
+    /// What a pod finds that is given an address now, over its link `own`.
+    pub(super) fn found_with(&self, assignment: &Assignment, own: &str, now: Duration) -> Found {
+        let link = self.route_since(assignment.address, now.saturating_sub(UNSEEN));
+        let is_primary = assignment.slot == EniSlot::PRIMARY;
+        Found {
+            other_link: link.filter(|link| link != own),
+            has_table: is_primary || self.tables().tables.contains(&assignment.table),
+        }
+    }
+
+    /// Another hand uses an address that nobody has.
+    pub(super) fn use_by_another_hand(&self, address: IpAddr, now: Duration) {
+        let Tables { routes, foreign, .. } = &mut *self.tables();
+        if let Entry::Vacant(free) = routes.entry(address) {
+            free.insert(FOREIGN_LINK.to_owned());
+            foreign.insert(address, now);
+        }
+    }
+
+    /// Another hand uses nothing any more.
+    pub(super) fn let_go_by_another_hand(&self) {
+        let mut tables = self.tables();
+        tables.foreign.clear();
+        tables.routes.retain(|_, link| link != FOREIGN_LINK);
     }
 
     pub(super) fn clear(&self) {
         *self.tables() = Tables::default();
     }
 
-    fn evidence(&self) -> Evidence {
+    pub(super) fn evidence(&self) -> Evidence {
         let tables = self.tables();
         Evidence {
             routes: tables.routes.iter().map(|(address, link)| (*address, link.clone())).collect(),
@@ -125,12 +174,16 @@ impl SimHost {
 
     fn handle(&mut self, work: Work) {
         match work {
-            Work::Converge { reply, .. } => drop(reply.send(Ok(0))),
+            Work::Converge { enis, reply } => {
+                self.kernel.tables().tables = enis.iter().map(|eni| eni.table).collect();
+                drop(reply.send(Ok(0)));
+            }
             Work::SetUpEni { eni, reply } => {
                 let (world, instance, life) =
                     (Arc::clone(&self.world), self.instance.clone(), Arc::clone(&self.life));
                 let late = world.link_delay(self.node) + self.chance.millis(0, 300);
                 let deadline = Instant::now() + LINK_DEADLINE;
+                let kernel = self.kernel.clone();
                 tokio::spawn(async move {
                     let mac = eni.mac.to_string();
                     let has_link = || world.cloud.snapshot().eni_by_mac(&instance, &mac).is_some();
@@ -142,10 +195,15 @@ impl SimHost {
                         }
                         sleep(Duration::from_secs(1)).await;
                     }
+                    kernel.tables().tables.insert(eni.table);
                     drop(reply.send(Ok(())));
                 });
             }
-            Work::ForgetEni { reply, .. } | Work::VpcCidrs { reply, .. } => drop(reply.send(Ok(()))),
+            Work::ForgetEni { table, reply, .. } => {
+                self.kernel.tables().tables.remove(&table);
+                drop(reply.send(Ok(())));
+            }
+            Work::VpcCidrs { reply, .. } => drop(reply.send(Ok(()))),
             Work::RemovePodRules { address, reply } => {
                 self.world.note(|| format!("node {} removes rules of {address}", self.node));
                 self.kernel.tables().rules.remove(&address);

@@ -11,15 +11,19 @@ mod chance;
 mod checks;
 mod churn;
 mod disk;
+mod draw;
+mod imds;
 mod kernel;
 mod life;
 mod node;
 mod oracle;
+mod others;
 mod play;
 mod pod;
 mod run;
 mod scenario;
 mod shrink;
+mod violation;
 mod world;
 
 /// The zone of every node.

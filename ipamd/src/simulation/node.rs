@@ -1,9 +1,9 @@
 //! One machine: its disk, its kernel, and the daemon's processes one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,19 +15,21 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::aws::{SimEc2, SimImds};
+use super::aws::SimEc2;
 use super::chance::Chance;
 use super::disk::SimDisk;
+use super::imds::SimImds;
 use super::kernel::{Kernel, SimHost};
 use super::life::Life;
-use super::oracle::Violation;
 use super::scenario::{PREFIXES, Scenario};
+use super::violation::Violation;
 use super::world::World;
-use crate::app::{Daemon, Surroundings, instance_facts};
+use crate::app::{Daemon, Surroundings, Wishes, instance_facts};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::imds::FactReader;
-use crate::pool_task::PoolHandle;
+use crate::pool::{Allocation, CustomNetwork};
+use crate::pool_task::{Collected, Collection, PoolHandle};
 
 /// When the world begins, by the wall clock.
 const EPOCH_SECS: u64 = 1_795_000_000;
@@ -69,6 +71,10 @@ pub(super) struct Node {
     chance: Mutex<Chance>,
     /// Damage to do before the next process starts.
     pub(super) damage: Mutex<Option<bool>>,
+    /// The sandboxes that the runtime knows.
+    pub(super) sandboxes: Mutex<BTreeSet<String>>,
+    is_cordoned: AtomicBool,
+    is_custom: bool,
     /// For how long the machine is off before the next process starts.
     off: Mutex<Duration>,
 }
@@ -109,6 +115,9 @@ impl Node {
             keeps_run: scenario.keeps_run,
             chance: Mutex::new(Chance::new(scenario.seed, 100 + index as u64)),
             damage: Mutex::new(None),
+            sandboxes: Mutex::default(),
+            is_cordoned: AtomicBool::new(false),
+            is_custom: scenario.is_custom,
             off: Mutex::new(Duration::ZERO),
         })
     }
@@ -194,7 +203,6 @@ impl Node {
                 if !is_sidecar {
                     let mut oracle = self.world.oracle();
                     oracle.loses_books(self.index);
-                    oracle.loses_sight(self.index, |address| self.kernel.route_of(address).is_some());
                 }
                 self.world.note(|| format!("node {} {path:?} damaged: {is_done}", self.index));
             }
@@ -215,7 +223,8 @@ impl Node {
         let facts = FactReader::new(SimImds { world, instance, life: of }, vpc::Family::V4);
         let (facts_of_instance, network) = instance_facts(&facts).await?;
         let (world, instance, of) = reach(&self.world);
-        let ec2 = Paced::new(SimEc2 { world, instance, life: of }, PaceOptions::default());
+        let kernel = self.kernel.clone();
+        let ec2 = Paced::new(SimEc2 { world, instance, life: of, kernel }, PaceOptions::default());
         let (world, instance, of) = reach(&self.world);
         let host = SimHost {
             world,
@@ -233,6 +242,7 @@ impl Node {
             clock: self.clock(),
             boot_id: format!("boot-{}", self.boot()),
             new_token: || format!("{:032x}", fastrand::u128(..)),
+            wishes: self.wishes(),
         };
         let daemon = Daemon::bring_up(&config, facts_of_instance, network, surroundings).await?;
         let upkeep = tokio::spawn(daemon.upkeep());
@@ -258,6 +268,55 @@ impl Node {
         upkeep.abort();
         let _ = timeout(DRAIN_PATIENCE, pool.drain()).await;
         Ok(())
+    }
+
+    /// What Kubernetes says of the node.
+    fn wishes(&self) -> Wishes {
+        let subnet = self.world.oracle().custom_subnet.clone().filter(|_| self.is_custom);
+        let custom_network = subnet.map(|subnet| CustomNetwork {
+            subnet: subnet.parse().expect("a subnet's id"),
+            security_groups: Vec::new(),
+        });
+        Wishes { custom_network, is_cordoned: self.is_cordoned() }
+    }
+
+    pub(super) fn is_cordoned(&self) -> bool {
+        self.is_cordoned.load(Ordering::Relaxed)
+    }
+
+    /// Has the daemon hear that the node is cordoned, or no longer.
+    pub(super) async fn cordon(&self, is_on: bool) {
+        self.is_cordoned.store(is_on, Ordering::Relaxed);
+        if let Some(connection) = self.connect() {
+            connection.pool.look(move |pool| pool.set_cordoned(is_on)).await;
+        }
+    }
+
+    /// The runtime's GC: everything but its sandboxes may go. Says whether the daemon answered.
+    pub(super) async fn collect(&self) -> bool {
+        let Some(connection) = self.connect() else { return false };
+        let sandboxes = lock(&self.sandboxes).clone();
+        let interface = super::pod::INTERFACE;
+        let collection = Collection {
+            network: super::pod::NETWORK.to_owned(),
+            valid: sandboxes.into_iter().map(|container| (container, interface.to_owned())).collect(),
+            kernel: crate::host::kernel_view(&self.kernel.evidence()),
+            asked_unix_ns: self.clock().moment().unix_ns(),
+        };
+        let collected = tokio::select! {
+            biased;
+            () = connection.life.over() => return false,
+            collected = connection.pool.collect(collection) => collected,
+        };
+        let Ok(collected) = collected else { return false };
+        for Collected { released, is_quarantined } in collected {
+            let Allocation { key, pod, address, .. } = released.allocation;
+            self.world.note(|| format!("node {} collects {key} {address} {is_quarantined}", self.index));
+            if !is_quarantined {
+                self.kernel.remove_pod(address, &vpc::host_veth("eni", &pod, 0), key.container_id());
+            }
+        }
+        true
     }
 
     pub(super) fn kill(&self, after: Option<u32>) {
@@ -309,6 +368,7 @@ impl Node {
         }
         drop(chance);
         self.kernel.clear();
+        lock(&self.sandboxes).clear();
         let mut oracle = self.world.oracle();
         oracle.rebooted(self.index);
         drop(oracle);

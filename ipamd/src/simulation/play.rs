@@ -1,22 +1,20 @@
 //! One run from its beginning to the last check.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lab::cloud::{
-    ActionClass, AttachNetworkInterface, BucketSpec, CreateNetworkInterface, DetachNetworkInterface, Fault,
-    Latency, LaunchSpec, Request, Response, UnassignPrivateIpAddresses,
+    ActionClass, AssignPrivateIpAddresses, AttachNetworkInterface, BucketSpec, CloudHandle,
+    CreateNetworkInterface, Fault, Latency, LaunchSpec, Request, Response,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::chance::Chance;
 use super::checks;
 use super::node::Node;
-use super::oracle::Violation;
 use super::pod::Pod;
-use super::scenario::{ByHand, Event, Scenario, Wrong};
+use super::scenario::{Event, PREFIXES, Provided, Scenario, Wrong};
+use super::violation::Violation;
 use super::world::{ROLE_TAG, World};
 
 /// What came of a run.
@@ -84,6 +82,14 @@ impl<'a> Stage<'a> {
             .find(|subnet| subnet.cidr == scenario.subnets[0])
             .map(|subnet| subnet.id.clone())
             .expect("the first subnet");
+        if scenario.is_custom {
+            let custom = snapshot.subnets.values().find(|subnet| subnet.cidr == scenario.subnets[1]);
+            world.oracle().custom_subnet = custom.map(|subnet| subnet.id.clone());
+        }
+        if scenario.is_imds_only() {
+            // An address counts once metadata has shown it twice.
+            world.oracle().trouble(None, Duration::from_secs(60));
+        }
         let mut nodes = Vec::new();
         for index in 0..scenario.nodes {
             let launched = cloud.launch(LaunchSpec {
@@ -93,6 +99,7 @@ impl<'a> Stage<'a> {
             });
             let instance = launched.expect("an instance").id.clone();
             world.oracle().node_is(index, &instance);
+            provide(cloud, &instance, &subnet, scenario);
             nodes.push(Node::new(world, index, &instance, scenario));
         }
         for node in &nodes {
@@ -135,6 +142,16 @@ impl<'a> Stage<'a> {
             node.spare();
             node.disk.set_trouble(None);
             self.world.set_link_delay(node.index, Duration::ZERO);
+            if self.scenario.lost_dels > 0 {
+                // As the runtime does when it starts; of a pod that left rules alone nobody else knows.
+                let node = Arc::clone(node);
+                tokio::spawn(async move {
+                    sleep(Duration::from_secs(20)).await;
+                    while !node.collect().await {
+                        sleep(Duration::from_secs(5)).await;
+                    }
+                });
+            }
         }
     }
 
@@ -213,6 +230,16 @@ impl<'a> Stage<'a> {
                     let _ = cloud.with(|cloud, now| cloud.perform(now, &request));
                 }
             }
+            Event::Cordon { node, is_on } => {
+                self.world.oracle().cordons(*node, *is_on);
+                let (node, is_on) = (Arc::clone(&self.nodes[*node]), *is_on);
+                tokio::spawn(async move { node.cordon(is_on).await });
+            }
+            Event::Collect { node } => {
+                let node = Arc::clone(&self.nodes[*node]);
+                tokio::spawn(async move { node.collect().await });
+            }
+            Event::AnotherHand { node, salt, lasts } => self.another_hand(*node, *salt, *lasts),
             Event::Fragment { every, lasts } => self.fragment(*every, *lasts),
             Event::Hand { node, what, salt } => self.by_hand(*node, *what, *salt),
             Event::Fill { leave, lasts } => self.fill(*leave, *lasts),
@@ -258,144 +285,34 @@ impl<'a> Stage<'a> {
             then(&world);
         });
     }
-
-    /// A person changes the ENIs of a node.
-    fn by_hand(&self, node: usize, what: ByHand, salt: u64) {
-        let mut chance = Chance::new(salt, 1);
-        let (world, node) = (Arc::clone(&self.world), Arc::clone(&self.nodes[node]));
-        world.oracle().trouble(Some(node.index), Duration::from_secs(3600));
-        let snapshot = world.cloud.snapshot();
-        let attached: Vec<_> = snapshot.attached(&node.instance).into_iter().cloned().collect();
-        let secondary: Vec<_> = attached
-            .iter()
-            .filter(|eni| eni.attachment.as_ref().is_some_and(|at| at.device_index > 0))
-            .collect();
-        match what {
-            ByHand::Detach => {
-                if secondary.is_empty() {
-                    return;
-                }
-                let eni = Arc::clone(chance.pick(&secondary));
-                let whole =
-                    |prefix: &ipnet::Ipv4Net| prefix.network().to_bits()..=prefix.broadcast().to_bits();
-                let of_prefixes = eni.prefixes.iter().flat_map(whole).map(Ipv4Addr::from_bits);
-                let addresses = eni.addresses.iter().map(|ip| ip.address).chain(of_prefixes);
-                world.oracle().takes_by_hand(addresses);
-                world.oracle().takes_eni_by_hand(node.index, &eni.id);
-                let attachment = eni.attachment.as_ref().map(|at| at.id.clone()).unwrap_or_default();
-                tokio::spawn(async move {
-                    let detach = DetachNetworkInterface { attachment_id: attachment, force: true };
-                    let _ = world.cloud.ask(Request::DetachNetworkInterface(detach)).await;
-                    sleep(Duration::from_secs(20)).await;
-                    let _ = world.cloud.ask(Request::DeleteNetworkInterface { eni_id: eni.id.clone() }).await;
-                });
-            }
-            ByHand::Unassign => {
-                let eni = chance.pick(&attached.iter().collect::<Vec<_>>());
-                let mut addresses: Vec<Ipv4Addr> =
-                    eni.addresses.iter().filter(|ip| !ip.is_primary).map(|ip| ip.address).collect();
-                addresses.retain(|_| chance.percent(40));
-                if addresses.is_empty() {
-                    return;
-                }
-                world.oracle().takes_by_hand(addresses.iter().copied());
-                let eni_id = eni.id.clone();
-                tokio::spawn(async move {
-                    let wish = UnassignPrivateIpAddresses { eni_id, addresses, prefixes: Vec::new() };
-                    let _ = world.cloud.ask(Request::UnassignPrivateIpAddresses(wish)).await;
-                });
-            }
-            ByHand::AttachUntagged | ByHand::AttachUnmanaged => {
-                let subnet_id = snapshot.instances[&node.instance].subnet_id.clone();
-                let device_index = u16::try_from(chance.between(1, 6)).unwrap_or(1);
-                tokio::spawn(async move {
-                    let mut wish = CreateNetworkInterface { subnet_id, ..CreateNetworkInterface::default() };
-                    if what == ByHand::AttachUnmanaged {
-                        wish.tags.insert("node.k8s.amazonaws.com/no_manage".to_owned(), "true".to_owned());
-                    }
-                    let Ok(Response::Created { eni, .. }) =
-                        world.cloud.ask(Request::CreateNetworkInterface(wish)).await
-                    else {
-                        return;
-                    };
-                    world.oracle().attached_by_hand(node.index, &eni.id);
-                    let attach = AttachNetworkInterface {
-                        eni_id: eni.id.clone(),
-                        instance_id: node.instance.clone(),
-                        device_index,
-                        network_card: 0,
-                    };
-                    if world.cloud.ask(Request::AttachNetworkInterface(attach)).await.is_err() {
-                        let delete = Request::DeleteNetworkInterface { eni_id: eni.id.clone() };
-                        let _ = world.cloud.ask(delete).await;
-                    }
-                });
-            }
-        }
-    }
-
-    /// Somebody else takes single addresses all over the subnets for a while.
-    fn fragment(&self, every: u32, lasts: Duration) {
-        let world = Arc::clone(&self.world);
-        world.oracle().trouble(None, lasts);
-        let mut taken = Vec::new();
-        for subnet in world.cloud.snapshot().subnets.values() {
-            let (first, last) = (subnet.cidr.network().to_bits(), subnet.cidr.broadcast().to_bits());
-            for address in (first..last).step_by(every.max(1) as usize) {
-                let wish = CreateNetworkInterface {
-                    subnet_id: subnet.id.clone(),
-                    primary_ip: Some(Ipv4Addr::from_bits(address)),
-                    ..CreateNetworkInterface::default()
-                };
-                let request = Request::CreateNetworkInterface(wish);
-                let made = world.cloud.with(|cloud, now| cloud.perform(now, &request));
-                if let Ok(Response::Created { eni, .. }) = made {
-                    taken.push(eni.id.clone());
-                }
-            }
-        }
-        tokio::spawn(give_back(world, taken, lasts));
-    }
-
-    /// Somebody else takes the subnets' addresses for a while.
-    fn fill(&self, leave: u32, lasts: Duration) {
-        let world = Arc::clone(&self.world);
-        world.oracle().trouble(None, lasts);
-        tokio::spawn(async move {
-            let mut taken = Vec::new();
-            for subnet in world.cloud.snapshot().subnets.values() {
-                // In chunks, as ENIs of other instances hold them.
-                let mut left = subnet.available.saturating_sub(leave);
-                while left > 0 {
-                    let count = left.min(200);
-                    left -= count;
-                    let wish = CreateNetworkInterface {
-                        subnet_id: subnet.id.clone(),
-                        secondary_count: Some(u16::try_from(count - 1).unwrap_or(0)),
-                        ..CreateNetworkInterface::default()
-                    };
-                    let request = Request::CreateNetworkInterface(wish);
-                    // Past latency and faults: these are not the daemon's.
-                    if let Ok(Response::Created { eni, .. }) =
-                        world.cloud.with(|cloud, now| cloud.perform(now, &request))
-                    {
-                        taken.push(eni.id.clone());
-                    }
-                }
-            }
-            give_back(world, taken, lasts).await;
-        });
-    }
 }
 
-/// Deletes what somebody else took, after so long or when all trouble ends.
-async fn give_back(world: Arc<World>, enis: Vec<String>, lasts: Duration) {
-    tokio::select! {
-        () = sleep(lasts) => {}
-        () = world.closed() => {}
-    }
-    for eni_id in enis {
-        let request = Request::DeleteNetworkInterface { eni_id };
-        let _ = world.cloud.with(|cloud, now| cloud.perform(now, &request));
+/// Gives a new instance what others provide.
+fn provide(cloud: &CloudHandle, instance: &str, subnet_id: &str, scenario: &Scenario) {
+    let Some(Provided { on_primary, on_second }) = scenario.provided else { return };
+    let ask = |request: Request| cloud.with(|cloud, now| cloud.perform(now, &request)).expect("granted");
+    let has_prefixes = scenario.vars.contains_key(PREFIXES);
+    let fill = |eni_id: String, blocks: u16| {
+        let mut wish = AssignPrivateIpAddresses { eni_id, ..AssignPrivateIpAddresses::default() };
+        if has_prefixes {
+            wish.prefix_count = Some(blocks);
+        } else {
+            wish.count = Some(blocks);
+        }
+        ask(Request::AssignPrivateIpAddresses(wish));
+    };
+    let primary = cloud.snapshot().attached(instance)[0].id.clone();
+    fill(primary, on_primary);
+    if on_second > 0 {
+        let wish =
+            CreateNetworkInterface { subnet_id: subnet_id.to_owned(), ..CreateNetworkInterface::default() };
+        let Response::Created { eni, .. } = ask(Request::CreateNetworkInterface(wish)) else { return };
+        ask(Request::AttachNetworkInterface(AttachNetworkInterface {
+            eni_id: eni.id.clone(),
+            instance_id: instance.to_owned(),
+            device_index: 1,
+            network_card: 0,
+        }));
+        fill(eni.id.clone(), on_second);
     }
 }

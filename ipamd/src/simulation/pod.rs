@@ -9,8 +9,9 @@ use vpc::{PodKey, PodName, host_veth};
 
 use super::chance::Chance;
 use super::node::Node;
-use super::oracle::{ROOMY, Violation};
+use super::oracle::ROOMY;
 use super::scenario::Scenario;
+use super::violation::Violation;
 use crate::pool::{Assignment, Refusal};
 use crate::pool_task::{AddError, DelError, Patience};
 
@@ -37,6 +38,7 @@ pub(super) struct Pod {
     pub(super) life: Duration,
     pub(super) chance: Chance,
     pub(super) capacity: usize,
+    lost_dels: u64,
     /// Lives on when the others are told to go.
     stays: bool,
     /// The sandbox that there is, with its address if it got one.
@@ -54,7 +56,8 @@ impl Pod {
     ) -> Self {
         let (node, chance) = (Arc::clone(node), Chance::new(salt, 1));
         let stays = life > scenario.active + scenario.idle;
-        Self { node, name, lives, life, chance, capacity: scenario.capacity(), stays, current: None }
+        let (capacity, lost_dels) = (scenario.capacity(), scenario.lost_dels);
+        Self { node, name, lives, life, chance, capacity, lost_dels, stays, current: None }
     }
 
     fn pod(&self) -> PodName {
@@ -98,6 +101,7 @@ impl Pod {
             *number += 1;
             let container = format!("p{}c{number}", self.name);
             self.current = Some((container.clone(), None));
+            self.node.sandboxes.lock().expect("unpoisoned").insert(container.clone());
             let pod = self.pod().to_string();
             self.node.world.oracle().wants(self.node.index, &pod);
             if let Some(address) = self.start(&container).await {
@@ -187,7 +191,6 @@ impl Pod {
         loop {
             let failed = match self.ask(&key, started).await {
                 Ok(assignment) => {
-                    let link = node.kernel.route_of(assignment.address);
                     let snapshot = node.world.cloud.snapshot();
                     let pod = self.pod().to_string();
                     node.world
@@ -198,8 +201,8 @@ impl Pod {
                     let mut oracle = node.world.oracle();
                     oracle.served_after(node.index, &pod, started.elapsed(), room);
                     let own = host_veth("eni", &self.pod(), 0);
-                    let link = link.filter(|link| *link != own);
-                    oracle.promised(node.index, container, &pod, &assignment, link, &snapshot);
+                    let found = node.kernel.found_with(&assignment, &own, node.world.now());
+                    oracle.promised(node.index, container, &pod, &assignment, found, &snapshot);
                     return Ok(assignment);
                 }
                 Err(failed) => failed,
@@ -254,7 +257,12 @@ impl Pod {
         let node = Arc::clone(&self.node);
         let link = host_veth("eni", &self.pod(), 0);
         let key = PodKey::new(NETWORK, container, INTERFACE).expect("a key");
-        node.world.oracle().ends(container);
+        node.sandboxes.lock().expect("unpoisoned").remove(container);
+        let is_lost = self.lost_dels > 0 && self.chance.percent(self.lost_dels);
+        node.world.oracle().ends(container, is_lost);
+        if is_lost {
+            return self.vanish(container, address);
+        }
         sleep(Duration::from_micros(300)).await;
         let told = match node.connect() {
             None => None,
@@ -286,7 +294,23 @@ impl Pod {
                 node.spool(container, address);
             }
         }
+        self.end_namespace(container);
+    }
+
+    /// The pod ends without the daemon, and nobody leaves word of it: the plugin was killed once the
+    /// kernel was clean, or never called at all.
+    fn vanish(&mut self, container: &str, address: Option<IpAddr>) {
+        let link = host_veth("eni", &self.pod(), 0);
+        self.node.world.note(|| format!("node {} loses the DEL of {container}", self.node.index));
+        if self.chance.percent(50) {
+            address.iter().for_each(|address| self.node.kernel.remove_pod(*address, &link, container));
+        }
+        self.end_namespace(container);
+    }
+
+    fn end_namespace(&mut self, container: &str) {
         let (lingers, container) = (self.chance.millis(10, 4000), container.to_owned());
+        let (node, link) = (Arc::clone(&self.node), host_veth("eni", &self.pod(), 0));
         tokio::spawn(async move {
             sleep(lingers).await;
             node.kernel.remove_link(&link, &container);

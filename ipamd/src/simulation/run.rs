@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::oracle::Violation;
 use super::play::{Outcome, play};
 use super::scenario::Scenario;
 use super::shrink::shrink;
+use super::violation::Violation;
 
 /// What `scripts/test` runs.
 const SEEDS: u64 = 500;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use vpc::InstanceLimits;
 
-use super::chance::Chance;
 use super::disk::DiskTrouble;
 
 /// How a call to EC2 goes wrong.
@@ -52,8 +51,14 @@ pub(super) enum Event {
     Damage { node: usize, is_sidecar: bool },
     /// The daemon starts anew with prefix delegation where it had none, or the other way round.
     Switch { node: usize },
-    /// The tag that offers a subnet to pods, or with 0 forbids it, is set.
+    /// The tag that offers a subnet to pods, or with 0 forbids it, is set; or removed, if empty.
     Tag { subnet: usize, value: &'static str },
+    /// Kubernetes cordons the node, or ends that.
+    Cordon { node: usize, is_on: bool },
+    /// The runtime tells which pods there are, and the daemon lets go of all others.
+    Collect { node: usize },
+    /// Somebody uses free addresses of the node, one after the other, without asking anybody.
+    AnotherHand { node: usize, salt: u64, lasts: Duration },
     /// Somebody takes single addresses all over the subnets, so that few /28 blocks are whole.
     Fragment { every: u32, lasts: Duration },
     /// Somebody changes the node's ENIs.
@@ -70,6 +75,14 @@ pub(super) enum Event {
     Throttle { capacity: u32, lasts: Duration },
     /// Every call takes so long, for a while.
     Slow { latency: Duration, lasts: Duration },
+}
+
+/// The blocks that others have assigned to a node's ENIs before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Provided {
+    pub(super) on_primary: u16,
+    /// On a second ENI; none without one.
+    pub(super) on_second: u16,
 }
 
 /// One run.
@@ -89,6 +102,12 @@ pub(super) struct Scenario {
     pub(super) latency: Duration,
     pub(super) attach_delay: Duration,
     pub(super) detach_delay: Duration,
+    /// What others give a node, where the daemon may not ask for anything.
+    pub(super) provided: Option<Provided>,
+    /// Whether pods get addresses of the second subnet only, by custom networking.
+    pub(super) is_custom: bool,
+    /// Of a hundred DELs so many get lost.
+    pub(super) lost_dels: u64,
     /// Whether the state files outlast a reboot.
     pub(super) keeps_run: bool,
     /// By time, in order.
@@ -96,45 +115,6 @@ pub(super) struct Scenario {
 }
 
 impl Scenario {
-    /// The run of a seed.
-    pub(super) fn of(seed: u64) -> Self {
-        let mut chance = Chance::new(seed, 1);
-        let nodes = match chance.between(0, 99) {
-            0..60 => 1,
-            60..85 => 2,
-            85..97 => 3,
-            _ => 6,
-        };
-        let instance_type = chance.pick(&["t3.small", "t3.small", "t3.medium", "m5.large"]);
-        let vars = vars(&mut chance);
-        let subnet = if chance.percent(20) { "10.0.0.0/26" } else { "10.0.0.0/22" };
-        let mut subnets: Vec<Ipv4Net> = vec![subnet.parse().expect("a subnet")];
-        if chance.percent(20) {
-            subnets.push("10.0.16.0/24".parse().expect("a subnet"));
-        }
-        let most_latency = if chance.percent(20) { 1500 } else { 300 };
-        let mut scenario = Self {
-            seed,
-            nodes,
-            instance_type,
-            vars,
-            subnets,
-            active: chance.secs(600, 2400),
-            idle: Duration::from_secs(if chance.percent(15) { 3600 } else { 600 }),
-            latency: chance.millis(20, most_latency),
-            attach_delay: chance.millis(0, 4000),
-            detach_delay: chance.millis(0, 8000),
-            keeps_run: chance.percent(30),
-            events: Vec::new(),
-        };
-        scenario.draw_pods();
-        if !chance.percent(15) {
-            scenario.draw_trouble();
-        }
-        scenario.events.sort_by_key(|(at, _)| *at);
-        scenario
-    }
-
     pub(super) fn limits(&self) -> &'static InstanceLimits {
         InstanceLimits::of(self.instance_type).expect("a known type")
     }
@@ -179,9 +159,19 @@ impl Scenario {
         self.number("WARM_PREFIX_TARGET", 1)
     }
 
+    /// Whether EC2 may not be asked for anything, not even what there is.
+    pub(super) fn is_imds_only(&self) -> bool {
+        self.vars.contains_key(IMDS_ONLY)
+    }
+
     /// Whether subnets' tags, or what is free in them, change what a node can reach.
     pub(super) fn changes_subnets(&self) -> bool {
         self.events.iter().any(|(_, event)| matches!(event, Event::Tag { .. }))
+    }
+
+    /// Whether the file that tells of ENIs in the making is lost at some time.
+    pub(super) fn damages_second_file(&self) -> bool {
+        self.events.iter().any(|(_, event)| matches!(event, Event::Damage { is_sidecar: true, .. }))
     }
 
     /// The ENIs that a node may have.
@@ -202,174 +192,29 @@ impl Scenario {
         if self.limits().vcpus > 30 { 250 } else { 110 }
     }
 
+    /// The ENIs of a node that may serve pods.
+    pub(super) fn serving_enis(&self) -> usize {
+        self.eni_limit() - usize::from(self.is_custom)
+    }
+
     /// The pods that a node can have at most, if each takes one slot.
     pub(super) fn capacity(&self) -> usize {
-        self.eni_limit() * self.ips_per_eni()
-    }
-
-    /// Pods in waves: a few that stay, bursts, and a trickle.
-    fn draw_pods(&mut self) {
-        let mut chance = Chance::new(self.seed, 2);
-        let active = self.active.as_secs();
-        let mut name = 0;
-        for node in 0..self.nodes {
-            let room = u64::try_from(self.capacity()).unwrap_or(1).min(30);
-            let staying = chance.between(0, room * 2 / 3);
-            let mut pod = |at: Duration, lives, life, chance: &mut Chance| {
-                name += 1;
-                (at, Event::Pod { node, name, lives, life, salt: chance.next() })
-            };
-            let forever = self.active + self.idle + Duration::from_secs(7200);
-            for _ in 0..staying {
-                let at = chance.secs(0, active);
-                self.events.push(pod(at, 1, forever, &mut chance));
+        match self.provided {
+            Some(Provided { on_primary, on_second }) => {
+                let size = if self.vars.contains_key(PREFIXES) { 16 } else { 1 };
+                usize::from(on_primary + on_second) * size
             }
-            for _ in 0..chance.between(0, 3) {
-                let (at, size) = (chance.secs(0, active), chance.between(1, room));
-                let life = chance.secs(1, 400);
-                for _ in 0..size {
-                    let at = at + chance.millis(0, 1500);
-                    let life = life + chance.secs(0, 20);
-                    self.events.push(pod(at, 1, life, &mut chance));
-                }
-            }
-            for _ in 0..chance.between(0, 12) {
-                let (at, lives) =
-                    (chance.secs(0, active), if chance.percent(30) { chance.between(2, 8) } else { 1 });
-                let life = chance.secs(0, if lives > 1 { 40 } else { 300 });
-                self.events.push(pod(at, u32::try_from(lives).unwrap_or(1), life, &mut chance));
-            }
-        }
-    }
-
-    fn draw_trouble(&mut self) {
-        let mut chance = Chance::new(self.seed, 3);
-        let active = self.active.as_secs();
-        for _ in 0..chance.between(1, 14) {
-            let at = chance.secs(0, active);
-            let node = usize::try_from(chance.between(0, self.nodes as u64 - 1)).unwrap_or(0);
-            let lasts = chance.secs(1, 120);
-            let salt = chance.next();
-            let event = match chance.between(0, 99) {
-                0..22 => fault(&mut chance, lasts),
-                22..44 => {
-                    let after = chance.percent(75).then(|| chance.between(0, 25));
-                    Event::Kill { node, after: after.map(|after| u32::try_from(after).unwrap_or(0)) }
-                }
-                44..50 => Event::Restart { node },
-                50..54 => Event::Reboot { node },
-                54..59 => {
-                    let size = i64::try_from(chance.between(1, 7200)).unwrap_or(1);
-                    Event::WallJump { node, secs: if chance.percent(50) { size } else { -size } }
-                }
-                59..65 => {
-                    let trouble = chance.pick(&[DiskTrouble::Full, DiskTrouble::NoSync]);
-                    Event::Disk { node, trouble, lasts }
-                }
-                65..68 => Event::Damage { node, is_sidecar: chance.percent(40) },
-                68..76 => {
-                    let what = chance.pick(&[
-                        ByHand::Detach,
-                        ByHand::Unassign,
-                        ByHand::AttachUntagged,
-                        ByHand::AttachUnmanaged,
-                    ]);
-                    Event::Hand { node, what, salt }
-                }
-                76..82 => {
-                    Event::Fill { leave: u32::try_from(chance.between(0, 6)).unwrap_or(0), lasts: 3 * lasts }
-                }
-                82..83 => Event::Switch { node },
-                83..84 => Event::Tag { subnet: 1, value: chance.pick(&["0", "1", "1"]) },
-                84..85 => Event::Fragment {
-                    every: u32::try_from(chance.between(3, 20)).unwrap_or(3),
-                    lasts: 4 * lasts,
-                },
-                85..86 => Event::ImdsLag { lag: chance.secs(5, 120), lasts },
-                86..88 => Event::ImdsDown { lasts },
-                88..92 => Event::LateLinks { node, delay: chance.secs(1, 40), lasts },
-                92..96 => {
-                    Event::Throttle { capacity: u32::try_from(chance.between(0, 4)).unwrap_or(0), lasts }
-                }
-                _ => Event::Slow { latency: chance.millis(500, 12_000), lasts },
-            };
-            self.events.push((at, event));
+            None => self.serving_enis() * self.ips_per_eni(),
         }
     }
 }
 
 /// The variable of prefix delegation.
 pub(super) const PREFIXES: &str = "ENABLE_PREFIX_DELEGATION";
-
-fn vars(chance: &mut Chance) -> BTreeMap<&'static str, String> {
-    let mut vars = BTreeMap::from([("CLUSTER_NAME", "blue".to_owned())]);
-    if chance.percent(25) {
-        vars.insert(PREFIXES, "true".to_owned());
-    }
-    let has_prefixes = vars.contains_key(PREFIXES);
-    let mut set = |name, value: u64| drop(vars.insert(name, value.to_string()));
-    if has_prefixes {
-        set("WARM_PREFIX_TARGET", chance.between(1, 2));
-    }
-    match chance.between(0, 3) {
-        0 => {}
-        1 => set("WARM_ENI_TARGET", chance.between(0, 2)),
-        2 => {
-            set("WARM_IP_TARGET", chance.between(1, 6));
-            if chance.percent(50) {
-                set("MINIMUM_IP_TARGET", chance.between(1, 15));
-            }
-        }
-        _ => set("MINIMUM_IP_TARGET", chance.between(1, 12)),
-    }
-    if chance.percent(25) {
-        set("MAX_ENI", chance.between(1, 3));
-    }
-    if chance.percent(70) {
-        set("IP_COOLDOWN_PERIOD", chance.between(1, 60));
-    }
-    if chance.percent(70) {
-        set("POOL_SHRINK_DELAY", chance.between(0, 180));
-    }
-    vars
-}
-
-fn fault(chance: &mut Chance, lasts: Duration) -> Event {
-    let action = chance.pick(&[
-        "*",
-        "CreateNetworkInterface",
-        "AttachNetworkInterface",
-        "AttachNetworkInterface",
-        "ModifyNetworkInterfaceAttribute",
-        "AssignPrivateIpAddresses",
-        "AssignPrivateIpAddresses",
-        "UnassignPrivateIpAddresses",
-        "DetachNetworkInterface",
-        "DeleteNetworkInterface",
-        "DescribeNetworkInterfaces",
-        "DescribeSubnets",
-        "CreateTags",
-    ]);
-    let wrong = match chance.between(0, 9) {
-        0..3 => Wrong::LoseAnswer,
-        3 => Wrong::Hang,
-        4 => Wrong::Drop,
-        5 => Wrong::Throttle,
-        6 => chance.pick(&[Wrong::Deny, Wrong::Expired]),
-        7 => Wrong::Error("InternalError"),
-        _ => Wrong::Error(match action {
-            "AttachNetworkInterface" => {
-                chance.pick(&["AttachmentLimitExceeded", "InvalidParameterValue", "IncorrectState"])
-            }
-            "CreateNetworkInterface" | "AssignPrivateIpAddresses" => {
-                chance.pick(&["InsufficientFreeAddressesInSubnet", "PrivateIpAddressLimitExceeded"])
-            }
-            _ => chance.pick(&["Unavailable", "ServiceUnavailable", "OperationNotPermitted"]),
-        }),
-    };
-    let times = if chance.percent(60) { chance.between(1, 3) } else { 1000 };
-    Event::Fault { action, wrong, times: u32::try_from(times).unwrap_or(1), lasts }
-}
+/// With it nothing is asked of EC2.
+pub(super) const IMDS_ONLY: &str = "ENABLE_IMDS_ONLY_MODE";
+/// With it EC2 is asked for no changes.
+pub(super) const NO_PROVISIONING: &str = "DISABLE_NETWORK_RESOURCE_PROVISIONING";
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -388,7 +233,9 @@ impl fmt::Display for Scenario {
             if self.keeps_run { ", /run outlasts reboots" } else { "" },
         )?;
         let pods = self.events.iter().filter(|(_, event)| matches!(event, Event::Pod { .. })).count();
-        writeln!(f, "  {pods} pods, subnets {:?}", self.subnets)?;
+        let Self { subnets, provided, is_custom, lost_dels, .. } = self;
+        writeln!(f, "  {pods} pods, subnets {subnets:?}, provided {provided:?}")?;
+        writeln!(f, "  custom networking {is_custom}, {lost_dels} % of DELs lost")?;
         for (at, event) in &self.events {
             if !matches!(event, Event::Pod { .. }) || pods <= 6 {
                 writeln!(f, "  {:>9.3} {event:?}", at.as_secs_f64())?;

@@ -8,7 +8,7 @@ use super::scenario::{Event, Scenario};
 
 /// The smallest scenario found that breaks the same promise, with what came of it.
 pub(super) fn shrink(scenario: Scenario, outcome: Outcome) -> (Scenario, Outcome) {
-    let Some(kind) = outcome.violation.as_ref().map(super::oracle::Violation::kind) else {
+    let Some(kind) = outcome.violation.as_ref().map(super::violation::Violation::kind) else {
         return (scenario, outcome);
     };
     let mut best = (scenario, outcome);
@@ -58,6 +58,9 @@ fn node_of(event: &Event) -> Option<usize> {
         | Event::Damage { node, .. }
         | Event::Hand { node, .. }
         | Event::Switch { node }
+        | Event::Cordon { node, .. }
+        | Event::Collect { node }
+        | Event::AnotherHand { node, .. }
         | Event::LateLinks { node, .. } => Some(*node),
         Event::Fault { .. }
         | Event::Fill { .. }

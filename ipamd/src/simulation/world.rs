@@ -1,12 +1,13 @@
 //! What all nodes share: EC2, the clock, the oracle that judges, and the trace.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use lab::cloud::{CloudBuilder, CloudHandle, Snapshot, Subnet};
+use lab::cloud::{CloudBuilder, CloudHandle, Eni, Snapshot, Subnet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +34,8 @@ struct Trace {
 pub(super) struct World {
     pub(super) cloud: CloudHandle,
     began: Instant,
-    /// The subnet of every primary ENI.
-    primary: Ipv4Net,
+    /// The subnet that new ENIs go to where no tag says otherwise.
+    usual: Ipv4Net,
     oracle: Mutex<Oracle>,
     trace: Mutex<Trace>,
     /// By node: how long a link takes to appear after its ENI was attached, in milliseconds.
@@ -54,7 +55,7 @@ impl World {
         let world = Self {
             cloud: CloudHandle::start(builder),
             began: Instant::now(),
-            primary: scenario.subnets[0],
+            usual: scenario.subnets[usize::from(scenario.is_custom)],
             oracle: Mutex::new(Oracle::new(scenario)),
             trace: Mutex::new(Trace {
                 lines: VecDeque::new(),
@@ -76,13 +77,20 @@ impl World {
 
     /// The subnets whose tags offer them to pods.
     pub(super) fn open_subnets<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Subnet> {
-        let primary = self.primary;
+        let usual = self.usual;
         snapshot.subnets.values().map(AsRef::as_ref).filter(move |subnet: &&Subnet| {
             match subnet.tags.get(ROLE_TAG).map(String::as_str) {
-                None => subnet.cidr == primary,
+                None | Some("") => subnet.cidr == usual,
                 Some(role) => role != "0",
             }
         })
+    }
+
+    /// Whether a subnet's tags forbid that ENIs in it serve pods.
+    pub(super) fn is_excluded(&self, subnet: &str) -> bool {
+        let snapshot = self.cloud.snapshot();
+        let role = snapshot.subnets.get(subnet).and_then(|found| found.tags.get(ROLE_TAG));
+        role.is_some_and(|role| role == "0")
     }
 
     /// The addresses that these have left.
@@ -133,12 +141,17 @@ impl World {
 
     /// Has pods that do not stay go.
     pub(super) fn close(&self) {
+        self.oracle().closes();
         self.closing.cancel();
     }
 
     /// Returns once pods that do not stay are to go.
     pub(super) async fn closed(&self) {
         self.closing.cancelled().await;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closing.is_cancelled()
     }
 
     pub(super) fn is_imds_down(&self) -> bool {
@@ -148,4 +161,15 @@ impl World {
     pub(super) fn set_imds_down(&self, is_down: bool) {
         self.imds_down.store(is_down, Ordering::Relaxed);
     }
+}
+
+/// The addresses of an ENI that pods may have.
+pub(super) fn addresses_of(eni: &Arc<Eni>) -> impl Iterator<Item = IpAddr> {
+    let singles = eni.addresses.iter().filter(|ip| !ip.is_primary).map(|ip| ip.address.into());
+    singles.chain(eni.prefixes.iter().copied().flat_map(prefix_addresses))
+}
+
+/// All addresses of a prefix.
+pub(super) fn prefix_addresses(prefix: Ipv4Net) -> impl Iterator<Item = IpAddr> {
+    (prefix.network().to_bits()..=prefix.broadcast().to_bits()).map(|bits| Ipv4Addr::from_bits(bits).into())
 }
