@@ -1,5 +1,6 @@
 //! Why a pod gets no address.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -227,11 +228,27 @@ impl Pool {
                 "delete pods from this node or use a larger instance type, and compare the kubelet's max pods with `ipamd max-pods`",
             )
         };
+        let excluded = self.excluded();
         Refusal {
             reason,
-            message: format!("no free address: {}; {advice}", self.figures()),
+            message: format!("no free address: {}{excluded}; {advice}", self.figures()),
             retry_after: Some(Duration::from_secs(10)),
         }
+    }
+
+    /// What tags keep from pods: subnets of ENIs that are there, each named once.
+    fn excluded(&self) -> String {
+        let excluded = self.book.enis.values().filter(|eni| eni.is_excluded);
+        let subnets: BTreeSet<_> = excluded.map(|eni| eni.facts.subnet.as_str()).collect();
+        if subnets.is_empty() {
+            return String::new();
+        }
+        let subnets: Vec<_> = subnets.into_iter().collect();
+        format!(
+            "; ENIs in {} serve no pods, since the subnet is tagged kubernetes.io/role/cni=0, or with \
+             cni.networking.k8s.aws/cluster/ for other clusters",
+            subnets.join(", ")
+        )
     }
 
     fn figures(&self) -> String {

@@ -109,7 +109,9 @@ fn an_eni_whose_subnet_becomes_excluded_empties_as_its_pods_go() {
 fn an_eni_whose_subnet_is_allowed_again_serves_again() {
     let mut world = World::new(discovering(1, 2), vec![eni(0, &[1, 2])]);
     world.pool.subnets_seen(vec![excluded("subnet-1")], world.now);
-    assert!(matches!(world.add("a"), Answer::Refused(_)));
+    let Answer::Refused(refusal) = world.add("a") else { panic!() };
+    assert!(refusal.message.contains("subnet-1"), "{refusal}");
+    assert!(refusal.message.contains("kubernetes.io/role/cni=0"), "{refusal}");
 
     world.pool.subnets_seen(vec![subnet("subnet-1", 9)], world.now);
 
