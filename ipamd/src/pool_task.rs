@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use vpc::PodKey;
 
 use crate::clock::Clock;
@@ -211,8 +211,10 @@ impl<R: StepRunner> PoolTask<R> {
 
     fn step_done(&mut self, id: StepId, outcome: Outcome, now: Instant) {
         if let Some(step) = self.pool.running().get(&id) {
+            let is_news = self.history.is_news(step, &outcome);
             match &outcome {
-                Outcome::Failed(failure) => warn!(%step, error = failure.message, "step failed"),
+                Outcome::Failed(failure) if is_news => warn!(%step, error = failure.message, "step failed"),
+                Outcome::Failed(failure) => debug!(%step, error = failure.message, "step failed again"),
                 Outcome::InUse(addresses) => {
                     warn!(%step, ?addresses, "step not done: the kernel uses addresses that no pod has");
                 }

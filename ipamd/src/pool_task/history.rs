@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use vpc::{PodKey, PodName};
 
-use crate::pool::{Allocation, Outcome, Refusal, Step, StepId, WaiterId};
+use crate::pool::{Allocation, FailureClass, Outcome, Refusal, Step, StepId, WaiterId};
 use crate::report::{Cause, Failure, Fault, RefusedPod, Release, Wait};
 
 /// The failures that are kept: a night's worth of an EC2 that throttles, on one screen.
@@ -22,6 +22,8 @@ pub(super) struct History {
     releases: VecDeque<Release>,
     begun: BTreeMap<StepId, Instant>,
     waits: BTreeMap<WaiterId, Wait>,
+    /// The steps that EC2 denied when they were last tried.
+    denied: VecDeque<Step>,
 }
 
 impl History {
@@ -45,6 +47,20 @@ impl History {
             _ => return,
         };
         self.failed(Failure { at: now, action: step.to_string(), class, message });
+    }
+
+    /// Whether how a step ended is news: a step that is denied is denied again each time, until
+    /// somebody changes a policy, and saying it once is enough.
+    pub(super) fn is_news(&mut self, step: &Step, outcome: &Outcome) -> bool {
+        let is_denied = matches!(outcome, Outcome::Failed(failure) if failure.class == FailureClass::Denied);
+        let was_denied = self.denied.contains(step);
+        if is_denied && !was_denied {
+            self.denied.push_back(step.clone());
+            keep_last(&mut self.denied, FAILURES);
+        } else if !is_denied {
+            self.denied.retain(|denied| denied != step);
+        }
+        !(is_denied && was_denied)
     }
 
     pub(super) fn failed(&mut self, failure: Failure) {
@@ -115,7 +131,7 @@ fn keep_last<T>(list: &mut VecDeque<T>, most: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{FailureClass, Reason, StepFailure};
+    use crate::pool::{Reason, StepFailure};
 
     fn key(container: usize) -> PodKey {
         PodKey::new("aws-cni", &format!("container-{container}"), "eth0").unwrap()
@@ -179,5 +195,19 @@ mod tests {
         history.ended(StepId(1), Some(&Step::ReadInventory), &Outcome::Inventory(Vec::new()), Instant::now());
 
         assert!(history.failures().is_empty());
+    }
+
+    #[test]
+    fn a_denied_step_is_news_once_until_it_ends_otherwise() {
+        let mut history = History::default();
+        let mut is_news = |outcome| history.is_news(&Step::ReadSubnets, &outcome);
+        let failed =
+            |class| Outcome::Failed(StepFailure { class, message: String::new(), retry_after: None });
+
+        assert!(is_news(failed(FailureClass::Denied)));
+        assert!(!is_news(failed(FailureClass::Denied)));
+        assert!(is_news(Outcome::Subnets(Vec::new())));
+        assert!(is_news(failed(FailureClass::Denied)));
+        assert!(is_news(failed(FailureClass::Unavailable)));
     }
 }
