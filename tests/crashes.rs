@@ -156,12 +156,7 @@ async fn starting(action: &'static str, point: GatePoint) -> Result<()> {
 
 /// In a call that gives back what pods have left.
 async fn freeing(action: &'static str, point: GatePoint) -> Result<()> {
-    let setting = Setting::new("t3.small")
-        .cooldown(1)
-        .env("POOL_SHRINK_DELAY", 1)
-        .env("WARM_IP_TARGET", 1)
-        .env("MINIMUM_IP_TARGET", 1);
-    on(setting, async |stage| {
+    on(Setting::new("t3.small").frugal(), async |stage| {
         stage.start().await?;
         stage.add_all("early", 7).await?;
         let gate = stage.cloud().gate(action, point);

@@ -151,12 +151,7 @@ async fn a_restart_under_stale_metadata_loses_and_doubles_nothing() -> Result<()
 }
 
 async fn what_was_released_is_not_given_out_because_stale_metadata_shows_it() -> Result<()> {
-    let setting = Setting::new("t3.small")
-        .cooldown(1)
-        .env("POOL_SHRINK_DELAY", 1)
-        .env("WARM_IP_TARGET", 1)
-        .env("MINIMUM_IP_TARGET", 1);
-    on(setting, async |stage| {
+    on(Setting::new("t3.small").frugal(), async |stage| {
         stage.start().await?;
         stage.add_all("early", 7).await?;
         let shown = all_addresses(stage);

