@@ -173,6 +173,34 @@ async fn what_was_assigned_is_read_from_the_answer() {
 }
 
 #[tokio::test]
+async fn ipv6_prefixes_are_asked_for_by_number_and_read_from_the_answer_or_else_from_the_eni() {
+    let (server, client) = paced(|seen: &Seen| match (seen.action(), seen.field("Ipv6PrefixCount")) {
+        ("AssignIpv6Addresses", "1") => answer(
+            "AssignIpv6Addresses",
+            "<networkInterfaceId>eni-01</networkInterfaceId>
+             <assignedIpv6PrefixSet><item>2001:db8:0:1:d81e::/80</item></assignedIpv6PrefixSet>",
+        ),
+        ("AssignIpv6Addresses", _) => answer("AssignIpv6Addresses", ""),
+        _ => {
+            let prefix =
+                "<ipv6PrefixSet><item><ipv6Prefix>2001:db8:0:1:1::/80</ipv6Prefix></item></ipv6PrefixSet>";
+            enis(&[full_eni("eni-01") + prefix], None)
+        }
+    })
+    .await;
+    let at = client.at(Priority::WaitingPod);
+
+    let told = at.assign_ipv6_prefixes(&id("eni-01"), 1).await.unwrap();
+    let read = at.assign_ipv6_prefixes(&id("eni-01"), 2).await.unwrap();
+
+    assert_eq!(told, ["2001:db8:0:1:d81e::/80".parse::<Prefix>().unwrap()]);
+    assert!(read.contains(&"2001:db8:0:1:1::/80".parse().unwrap()), "{read:?}");
+    assert!(read.iter().all(|prefix| prefix.net().addr().is_ipv6()), "{read:?}");
+    assert_eq!(server.fields("Ipv6PrefixCount"), ["1", "2", ""]);
+    assert_eq!(server.fields("NetworkInterfaceId"), ["eni-01", "eni-01", ""]);
+}
+
+#[tokio::test]
 async fn where_the_answer_does_not_say_what_was_assigned_the_eni_is_read_again() {
     let (server, client) = paced(|seen: &Seen| match seen.action() {
         "AssignPrivateIpAddresses" => done("AssignPrivateIpAddresses"),

@@ -87,8 +87,8 @@ impl Truth {
                 }
             }
             (Outcome::Unassigned, Step::Unassign { eni, blocks }) => {
-                let gone: Vec<_> = blocks.iter().flat_map(|block| block.addresses()).collect();
-                assert!(!self.pods.values().any(|pod| gone.contains(pod)), "a live pod's address went");
+                let goes = |pod: &IpAddr| blocks.iter().any(|block| block.contains(*pod));
+                assert!(!self.pods.values().any(goes), "a live pod's address went");
                 let eni = self.ec2.get_mut(eni).unwrap();
                 eni.secondary_ips.retain(|ip| !blocks.contains(&Block::Ip(*ip)));
                 eni.prefixes.retain(|prefix| !blocks.contains(&Block::Prefix(*prefix)));
@@ -122,7 +122,8 @@ fn holds(eni: &vpc::Eni, address: IpAddr) -> bool {
         || eni.prefixes.iter().any(|prefix| prefix.contains(address))
 }
 
-fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) {
+/// Gives what EC2 holds at the end.
+fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) -> BTreeMap<EniId, vpc::Eni> {
     let mut chosen = settings(3, 4);
     chosen.targets = targets;
     chosen.mode = mode;
@@ -202,6 +203,7 @@ fn play(actions: Vec<Action>, mode: BlockMode, targets: WarmTargets) {
     }
     assert!(open.is_empty(), "still planning {open:?}");
     assert!(truth.waiting.is_empty());
+    truth.ec2
 }
 
 proptest! {
@@ -235,5 +237,14 @@ proptest! {
     ) {
         let targets = WarmTargets { warm_eni: 1, warm_ip, minimum_ip, warm_prefix: 0 };
         play(actions, BlockMode::Prefixes, targets);
+    }
+
+    #[test]
+    fn no_address_has_two_pods_and_no_node_two_prefixes_with_ipv6(
+        actions in actions(), warm_ip in 0..20_u32, warm_prefix in 0..3_u32,
+    ) {
+        let targets = WarmTargets { warm_eni: 1, warm_ip, minimum_ip: 0, warm_prefix };
+        let held = play(actions, BlockMode::Ipv6Prefix, targets);
+        assert_eq!(held.values().map(|eni| eni.prefixes.len()).sum::<usize>(), 1);
     }
 }
