@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
 use vpc::RouteTable;
 
+use crate::chain::chain;
 use crate::pool::KernelView;
 use crate::pool_task::PoolHandle;
 #[cfg(test)]
@@ -57,6 +58,13 @@ pub(crate) struct HostHealth {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct HostFailure(String);
+
+impl HostFailure {
+    /// The whole chain of `error`.
+    fn of(error: impl std::error::Error) -> Self {
+        Self(chain(&error))
+    }
+}
 
 #[cfg(test)]
 impl HostFailure {

@@ -87,8 +87,8 @@ struct Keeper {
 /// # Errors
 /// [`HostFailure`] if the kernel gives no socket, or the system no thread.
 pub(crate) fn start(wanted: HostNetwork) -> Result<HostHandle, HostFailure> {
-    let netlink = Netlink::open().map_err(failure)?;
-    let signals = watch::start(Monitor::open().map_err(failure)?).map_err(thread_failure)?;
+    let netlink = Netlink::open().map_err(HostFailure::of)?;
+    let signals = watch::start(Monitor::open().map_err(HostFailure::of)?).map_err(thread_failure)?;
     let (sender, inbox) = mpsc::channel(QUEUE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(thread_failure)?;
@@ -135,7 +135,7 @@ impl Keeper {
                         self.verifier.begin();
                         Ok(0)
                     }
-                    done => done.map_err(failure),
+                    done => done.map_err(HostFailure::of),
                 };
                 let _ = reply.send(done);
             }
@@ -146,18 +146,18 @@ impl Keeper {
             Work::ForgetEni { address, table, reply } => {
                 self.wanted.enis.retain(|eni| eni.address != address || eni.table != table);
                 let done = host::forget_eni(&mut self.netlink, address, table);
-                let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
+                let _ = reply.send(done.map(|changes| report(&changes)).map_err(HostFailure::of));
             }
             Work::RemovePodRules { address, reply } => {
                 let done = host::remove_pod_rules(&mut self.netlink, address);
-                let _ = reply.send(done.map(|changes| report(&changes)).map_err(failure));
+                let _ = reply.send(done.map(|changes| report(&changes)).map_err(HostFailure::of));
             }
             Work::VpcCidrs { cidrs, reply } => {
                 self.wanted.vpc_cidrs = cidrs;
-                let _ = reply.send(self.converge().map(drop).map_err(failure));
+                let _ = reply.send(self.converge().map(drop).map_err(HostFailure::of));
             }
             Work::Evidence { reply } => {
-                let _ = reply.send(evidence::read(&mut self.netlink).map_err(failure));
+                let _ = reply.send(evidence::read(&mut self.netlink).map_err(HostFailure::of));
             }
             Work::Warnings { reply } => {
                 let _ = reply.send(Ok(host::warnings(&mut self.netlink, &self.wanted)));
@@ -191,7 +191,7 @@ impl Keeper {
                     self.expected.insert(mac, Expected { eni, deadline, reply });
                 }
                 Err(error) => {
-                    let _ = reply.send(Err(failure(error)));
+                    let _ = reply.send(Err(HostFailure::of(error)));
                 }
             }
         }
@@ -204,16 +204,12 @@ fn report(changes: &[Change]) {
     }
 }
 
-pub(super) fn failure(error: impl std::error::Error) -> HostFailure {
-    HostFailure(chain(&error))
-}
-
 fn thread_failure(error: impl fmt::Display) -> HostFailure {
     HostFailure(format!("start the host thread: {error}"))
 }
 
 impl From<KernelError> for HostFailure {
     fn from(error: KernelError) -> Self {
-        failure(error)
+        HostFailure::of(error)
     }
 }

@@ -162,7 +162,7 @@ impl Verifier {
             host::converge(netlink, &seen, wanted, extent, &mut |subject| repairs.admits(subject, now));
         self.report(&done.changes, now);
         self.remove_of_ended_pods(netlink, pods.as_deref());
-        done.fault.map_or(Ok(()), |fault| Err(super::keeper::failure(fault)))
+        done.fault.map_or(Ok(()), |fault| Err(HostFailure::of(fault)))
     }
 
     /// Those that lack something, unless their network is an ADD's or a DEL's business now.

@@ -1,7 +1,7 @@
 //! The node's packet filter as a value: which packets get the mark, which the node's address.
 //!
-//! There is a table of ours for each family, as far as the node's options need one. [`pods`] has
-//! the chains for pods of an IPv4 cluster, [`egress`] those for pods that reach the other family
+//! There is a table of ours for each family, as far as the node's options need one. `pods` has
+//! the chains for pods of an IPv4 cluster, `egress` those for pods that reach the other family
 //! through the node.
 //!
 //! Objects are written in the very form in which `nft -j` lists them, so that observed and
