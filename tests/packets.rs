@@ -113,15 +113,18 @@ async fn every_random_mode(mode: Mode) -> Result<()> {
 }
 
 async fn in_mode(ground: &Ground, mode: Mode) -> Result<()> {
+    let fabric = ground.lab().fabric();
     if !mode.external_snat {
+        let before = fabric.drops().await?;
         ground.try_all(&flows(ground, Sees::Node, Sees::Node)).await?;
+        // Nothing took a wrong way and was tried again.
+        ensure!(fabric.drops().await? == before, "{before:?} became {:?}", fabric.drops().await?);
         for pod in PODS {
             let keeps_ports = ground.keeps_ports(pod, End::Internet, 6).await?;
             ensure!(keeps_ports == (mode.random == "none"), "{pod:?} keeps its source ports: {keeps_ports}");
         }
         return Ok(());
     }
-    let fabric = ground.lab().fabric();
     fabric.set_nat_gateway(true).await?;
     ground.try_all(&flows(ground, Sees::NatGateway, Sees::Sender)).await?;
     // Without somebody who translates, the internet does not see the pods: nor do they hide.
