@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::facts::{self, Facts};
-use e2e::flows::{Flow, Mode, Sees, all_delivered};
+use e2e::flows::{ANSWER, Flow, Mode, Sees, all_delivered};
 use e2e::ground::{End, Ground};
 use e2e::scenarios;
 use lab::world::traffic::{self, Line};
-use lab::world::{IpamdOptions, KubeProxy, Service, at};
+use lab::world::{ECHO_PORT, INTERNET_ECHO_V6, IpamdOptions, KubeProxy, Protocol, Service, at};
 
 fn main() {
     e2e::main_with(
@@ -23,6 +23,7 @@ fn main() {
             the_connection_mark,
             the_mtu_of_enis,
             the_prefix_of_links,
+            ipv6_egress,
         ],
         2,
     );
@@ -93,6 +94,32 @@ async fn the_prefix_of_links() -> Result<()> {
             // Running pods keep their links, whatever those of new ones are called.
             ground.try_all(&outside).await.context("with the other prefix")?;
             ground.restart(&one).await?;
+            tokio::time::sleep(A_WHILE).await;
+            facts::becomes(ground.node(), &names, &fresh).await.context("switched off again")
+        })
+        .await
+    })
+    .await
+}
+
+async fn ipv6_egress() -> Result<()> {
+    let off = Mode::new(true, false).options().env("ENABLE_V6_EGRESS", false);
+    let on = off.clone().env("ENABLE_V6_EGRESS", true);
+    e2e::ground::on(&off, async |ground| {
+        prepare(ground).await?;
+        let names = ground.names();
+        let fresh = Facts::of(ground.node(), &names).await?;
+        under_traffic(ground, &[], async |ground: &mut Ground| {
+            ground.restart(&on).await?;
+            tokio::time::sleep(A_WHILE).await;
+            // It concerns new pods.
+            let late = ground.node().add_pod("default", "late").await?;
+            let seen = late.place().seen(Protocol::Tcp, at(INTERNET_ECHO_V6, ECHO_PORT), ANSWER).await?;
+            let node = ground.node_ip(seen.ip());
+            ensure!(seen.ip() == node, "{} is seen in place of {node}", seen.ip());
+            late.remove().await?;
+            drop(late);
+            ground.restart(&off).await?;
             tokio::time::sleep(A_WHILE).await;
             facts::becomes(ground.node(), &names, &fresh).await.context("switched off again")
         })

@@ -78,7 +78,8 @@ impl Ground {
             .subnet("100.64.0.0/20".parse()?, "us-west-2c");
         let is_on = |name: &str| options.env.get(name).is_some_and(|it| it == "true");
         let is_v6 = is_on("ENABLE_IPv6");
-        let has_v6 = is_v6 || is_on("ENABLE_V6_EGRESS");
+        // Off, too, it is for a VPC that has both.
+        let has_v6 = is_v6 || options.env.contains_key("ENABLE_V6_EGRESS");
         let cloud = if has_v6 { cloud.ipv6() } else { cloud };
         let mut builder = Lab::builder().cloud(cloud).rp_filter(1);
         for zone in ["us-west-2a", "us-west-2a", "us-west-2b", "us-west-2c"] {
