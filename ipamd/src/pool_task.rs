@@ -128,7 +128,9 @@ impl<R: StepRunner> PoolTask<R> {
 
     /// Waits for whatever happens next; none when nobody can ask for anything any more.
     async fn next_event(&mut self) -> Option<Event> {
-        let wake = self.pool.next_wake(self.clock.now()).into_iter().chain(self.rewrite_at).min();
+        // What is due while a write runs waits for its end, or this would not wait at all.
+        let rewrite_at = self.rewrite_at.filter(|_| !self.commit.is_writing());
+        let wake = self.pool.next_wake(self.clock.now()).into_iter().chain(rewrite_at).min();
         let wake = wake.map(tokio::time::Instant::from_std);
         let due = async {
             match wake {
