@@ -24,6 +24,7 @@ fn main() {
         what_others_flush_comes_back_and_is_counted,
         what_belongs_to_others_is_never_touched,
         somebody_who_never_stops_is_told_of_and_not_fought_at_full_speed,
+        what_is_taken_from_a_pod_that_has_just_come_is_put_back_too,
         pods_that_come_and_go_under_an_eraser_leave_nothing,
         the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on,
     ])
@@ -222,6 +223,27 @@ async fn somebody_who_never_stops_is_told_of_and_not_fought_at_full_speed() -> R
     ensure!(node.ipamd_output().contains("again and again"), "{}", node.ipamd_output());
     until("it comes back once left in peace", TWO_ROUNDS, || async { Ok(everything(node).await? == before) })
         .await?;
+    scene.lab.shutdown().await
+}
+
+async fn what_is_taken_from_a_pod_that_has_just_come_is_put_back_too() -> Result<()> {
+    let scene = Scene::set().await?;
+    let node = scene.node();
+    for round in 0..3 {
+        let guest = node.add_pod("default", &format!("guest{round}")).await?;
+        let address = guest.address().to_string();
+
+        // At once: the daemon cannot tell yet whether the ADD is done.
+        let erase = format!("ip route del {address}; ip rule del pref 512 to {address}");
+        node.exec(&["sh", "-c", &erase]).await?;
+
+        until("the peer reaches the pod", SOON, || async {
+            Ok(scene.peer.seen_by(guest.address(), ECHO, Duration::from_secs(1)).await.is_ok())
+        })
+        .await
+        .with_context(|| node.ipamd_output())?;
+        guest.remove().await?;
+    }
     scene.lab.shutdown().await
 }
 

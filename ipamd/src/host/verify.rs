@@ -3,11 +3,12 @@
 //!
 //! What leads to a pod is put back too, though the plugin made it. An ADD under way has not made
 //! it yet, and a DEL has taken it away on purpose: so only pods count whose network was whole once
-//! or whose ADD is long over, and the pool is asked for its pods after the kernel was looked at.
+//! or has lacked something for longer than an ADD takes, and the pool is asked for its pods after
+//! the kernel was looked at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use datapath::host::{self, AbandonedLink, Change, Extent, HostWarning, Observation};
 use datapath::kernel::Netlink;
@@ -36,8 +37,9 @@ const REST: Duration = Duration::from_millis(500);
 /// How long the pool may take to tell of its pods; it answers between two events.
 const POOL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// After this long no ADD is under way any more: plugins give up sooner.
-const ADD_IS_OVER: Duration = Duration::from_secs(40);
+/// For how long an ADD may leave a pod's network unfinished: it makes what it makes within some
+/// milliseconds, and one that is slower finds what was put back and goes on.
+const ADD_TAKES: Duration = Duration::from_secs(5);
 
 /// How many changes of one look are logged one by one.
 const LOGGED: usize = 20;
@@ -46,7 +48,6 @@ const LOGGED: usize = 20;
 struct Pod {
     key: PodKey,
     on_host: PodOnHost,
-    is_old: bool,
 }
 
 pub(super) struct Verifier {
@@ -59,6 +60,8 @@ pub(super) struct Verifier {
     suspected: Changed,
     /// Pods whose network was seen whole.
     whole: BTreeSet<(PodKey, IpAddr)>,
+    /// Pods whose network was never seen whole, and since when.
+    unfinished: BTreeMap<(PodKey, IpAddr), Instant>,
     /// Addresses for whose pods something was put back.
     mended: BTreeSet<IpAddr>,
     /// Links that nothing led to at the last full look.
@@ -80,6 +83,7 @@ impl Verifier {
             last_look: now,
             suspected: Changed::default(),
             whole: BTreeSet::new(),
+            unfinished: BTreeMap::new(),
             mended: BTreeSet::new(),
             abandoned: BTreeSet::new(),
             fault: None,
@@ -139,7 +143,10 @@ impl Verifier {
         let now = Instant::now();
         self.last_look = now;
         // What may not be put back yet is looked at again when it may.
-        let again = self.repairs.next(now).map_or(self.next_full, |next| next.max(now + REST));
+        let finished = self.unfinished.values().map(|since| *since + ADD_TAKES);
+        let finished = finished.filter(|finished| *finished > now).min();
+        let again = [self.repairs.next(now), finished].into_iter().flatten().min();
+        let again = again.map_or(self.next_full, |next| next.max(now + REST));
         self.due = again.min(self.next_full);
         if self.suspected != Changed::default() {
             self.due = self.due.min(now + REST);
@@ -155,7 +162,7 @@ impl Verifier {
         let seen = host::observe(netlink, wanted.family)?;
         let now = Instant::now();
         let pods = pods_of(self.pool.as_ref()).await;
-        let broken = self.pods_to_mend(&seen, pods.as_deref());
+        let broken = self.pods_to_mend(&seen, pods.as_deref(), now);
         let extent = Extent { pods: &broken, filter: look.filter };
         let repairs = &mut self.repairs;
         let done =
@@ -166,18 +173,26 @@ impl Verifier {
     }
 
     /// Those that lack something, unless their network is an ADD's or a DEL's business now.
-    fn pods_to_mend(&mut self, seen: &Observation, pods: Option<&[Pod]>) -> Vec<PodOnHost> {
+    fn pods_to_mend(&mut self, seen: &Observation, pods: Option<&[Pod]>, now: Instant) -> Vec<PodOnHost> {
         let Some(pods) = pods else { return Vec::new() };
         let name = |pod: &Pod| (pod.key.clone(), pod.on_host.address);
         let known: BTreeSet<_> = pods.iter().map(name).collect();
         self.whole.retain(|pod| known.contains(pod));
+        let before = std::mem::take(&mut self.unfinished);
         let mut broken = Vec::new();
         for (pod, is_whole) in pods.iter().zip(host::are_whole(seen, pods.iter().map(|pod| &pod.on_host))) {
             if is_whole {
                 self.whole.insert(name(pod));
-            } else if pod.is_old || self.whole.contains(&name(pod)) {
-                broken.push(pod.on_host.clone());
+                continue;
             }
+            if !self.whole.contains(&name(pod)) {
+                let since = before.get(&name(pod)).copied().unwrap_or(now);
+                self.unfinished.insert(name(pod), since);
+                if now < since + ADD_TAKES {
+                    continue;
+                }
+            }
+            broken.push(pod.on_host.clone());
         }
         self.mended.extend(broken.iter().map(|pod| pod.address));
         broken
@@ -253,17 +268,11 @@ impl Verifier {
 /// The pods that have addresses now; none if the pool does not say in time.
 async fn pods_of(pool: Option<&PoolHandle>) -> Option<Vec<Pod>> {
     let report = timeout(POOL_DEADLINE, pool?.report()).await.ok()??;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let is_old = |assigned_unix_ns: i64| {
-        let age = now.as_nanos().saturating_sub(u128::try_from(assigned_unix_ns).unwrap_or(0));
-        age > ADD_IS_OVER.as_nanos()
-    };
     let of_eni = report.pool.enis.iter().flat_map(|eni| eni.addresses.iter().map(move |it| (eni.table, it)));
     let pods = of_eni.filter_map(|(table, address)| match &address.state {
         AddressState::Assigned(allocation) => Some(Pod {
             key: allocation.key.clone(),
             on_host: PodOnHost { pod: allocation.pod.clone(), nic: 0, address: allocation.address, table },
-            is_old: is_old(allocation.assigned_unix_ns),
         }),
         _ => None,
     });
