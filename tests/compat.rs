@@ -328,7 +328,15 @@ async fn damaged(damage: impl FnOnce(&str) -> Result<String>) -> Result<()> {
     let is_told = log.lines().any(|it| it.contains("state file is damaged") && it.contains("\"error\""));
     ensure!(is_told, "the damage is not told:\n{log}");
     let held = look::addresses(&pods);
-    let others = fill(&node, "other").await?;
+    // What looks free rests for a minute, as it may be a pod's whose ADD was under way; an ADD waits
+    // for half of that, and the kubelet repeats it.
+    let mut others = Vec::new();
+    for attempt in 0..4 {
+        others.extend(fill(&node, &format!("other{attempt}")).await?);
+        if others.len() == ROOM - pods.len() {
+            break;
+        }
+    }
     let given = look::addresses(&others);
     ensure!(given.len() == others.len() && given.is_disjoint(&held), "given {given:?}, held {held:?}");
     ensure!(others.len() == ROOM - pods.len(), "the node took {} pods beside {held:?}", others.len());
