@@ -1,14 +1,16 @@
-//! `ipamd status` and `ipamd why` on a node: what they say of pods in every situation, and of a
-//! daemon that is not there.
+//! `ipamd status`, `ipamd why` and `/metrics` on a node: what they say of pods in every situation,
+//! and of a daemon that is not there.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{binary, scenarios, until};
+use e2e::{binary, look, scenarios, until};
 use lab::cloud::Fault;
-use lab::world::{Ipamd, IpamdOptions, Lab, Node, Pod, Ran, finish};
+use lab::world::{Ipamd, IpamdOptions, Lab, Node, Pod, Ran, at, finish};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -18,6 +20,7 @@ fn main() {
         a_full_node_says_whom_it_refused_and_why,
         what_ec2_denies_is_told,
         a_daemon_that_is_not_there_is_said_to_be_so,
+        figures_are_there_to_scrape_unless_they_are_switched_off,
     ]);
 }
 
@@ -188,5 +191,80 @@ async fn a_daemon_that_is_not_there_is_said_to_be_so() -> Result<()> {
     text(node, &["status"], 0).await?;
     ipamd.kill().await?;
     complaints("the node daemon does not run: nobody listens on").await?;
+    lab.shutdown().await
+}
+
+/// The port of the metrics.
+const METRICS: u16 = 61_678;
+
+/// What the node's daemon answers over HTTP, head and body.
+async fn got(node: &Node, path: &str) -> Result<(String, String)> {
+    let mut stream = node.place().connect(at(node.primary_ip(), METRICS), PATIENCE).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no end of head: {answer}"))?;
+    Ok((head.to_ascii_lowercase(), body.to_owned()))
+}
+
+/// The value of each of the node's metrics, by name and labels.
+async fn scraped(node: &Node) -> Result<BTreeMap<String, f64>> {
+    let (head, body) = got(node, "/metrics").await?;
+    ensure!(head.starts_with("http/1.1 200 ok"), "{head}: {body}");
+    ensure!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    let samples = body.lines().filter(|line| !line.starts_with('#'));
+    let samples = samples.map(|line| {
+        let (name, value) = line.rsplit_once(' ').with_context(|| format!("no value in {line:?}"))?;
+        Ok((name.to_owned(), value.parse()?))
+    });
+    samples.collect()
+}
+
+async fn figures_are_there_to_scrape_unless_they_are_switched_off() -> Result<()> {
+    let lab = Lab::builder().node("m5.large", "us-west-2a").start().await?;
+    let node = &lab.nodes()[0];
+    node.install_plugin(None).await?;
+    let ipamd = node.start_ipamd(&IpamdOptions::new()).await?;
+    let pods = look::add_pods(node, "web", 3).await?;
+    // The primary ENI and a warm one.
+    until("the node is filled", PATIENCE, || async {
+        Ok(scraped(node).await?.get("awscni_total_ip_addresses") == Some(&18.0))
+    })
+    .await?;
+
+    let told = scraped(node).await?;
+    for (name, value) in [
+        ("awscni_assigned_ip_addresses", 3.0),
+        ("awscni_eni_allocated", 2.0),
+        ("awscni_eni_max", 3.0),
+        ("awscni_ip_max", 27.0),
+        ("awscni_total_ipv4_prefixes", 0.0),
+        ("vpc_cni_addresses{state=\"assigned\"}", 3.0),
+        ("vpc_cni_network_repairs_total{kind=\"rule\"}", 0.0),
+        ("vpc_cni_network_faulty", 0.0),
+        ("vpc_cni_waiting_pods", 0.0),
+    ] {
+        ensure!(told.get(name) == Some(&value), "{name}: expected {value} in {told:#?}");
+    }
+    let eni = pods[0].eni().context("EC2 does not know the address")?;
+    let on_eni = told.get(&format!("awscni_assigned_ip_per_eni{{eni=\"{eni}\"}}"));
+    ensure!(on_eni == Some(&3.0), "{eni}: {told:#?}");
+    ensure!(told.keys().any(|name| name.starts_with("vpc_cni_subnet_free_addresses{")), "{told:#?}");
+    ensure!(got(node, "/").await?.0.starts_with("http/1.1 404"), "there is something at /");
+
+    let address = pods[0].address().to_string();
+    node.exec(&["ip", "rule", "del", "pref", "512", "to", &address, "lookup", "main"]).await?;
+    until("the repair is counted", PATIENCE, || async {
+        Ok(scraped(node).await?.get("vpc_cni_network_repairs_total{kind=\"rule\"}") == Some(&1.0))
+    })
+    .await?;
+    ipamd.terminate(PATIENCE).await?;
+
+    let ipamd = node.start_ipamd(&IpamdOptions::new().env("DISABLE_METRICS", true)).await?;
+    // By then a daemon that serves metrics does.
+    node.add_pod("default", "another").await?;
+    let connected = node.place().connect(at(node.primary_ip(), METRICS), PATIENCE).await;
+    ensure!(connected.is_err(), "metrics are served though they are off");
+    ipamd.terminate(PATIENCE).await?;
     lab.shutdown().await
 }

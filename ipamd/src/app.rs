@@ -27,6 +27,7 @@ use crate::durable::{Disk, RealDisk};
 use crate::executor::{Executor, ExecutorOptions, eni_network};
 use crate::host::{self, HostHandle};
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
+use crate::metrics;
 use crate::pool::{CustomNetwork, Pool, Settings};
 use crate::pool_task::{PoolHandle, PoolTask, Writer};
 use crate::rpc::{self, Budgets, ReplyFacts, Services};
@@ -275,6 +276,11 @@ impl<E: Ec2> Daemon<E> {
         let services =
             Services::new(pool.clone(), host.clone(), facts_of_replies, budgets).telling_of(takeover);
         let server = tokio::spawn(rpc::serve(listener, services, stop.clone().cancelled_owned()));
+        let metrics = config.metrics.map(|address| {
+            let source = metrics::Source::new(pool.clone(), host.clone(), config.family)?;
+            Ok::<_, anyhow::Error>(tokio::spawn(metrics::serve(address, source)))
+        });
+        let metrics = metrics.transpose().context("prepare the metrics")?;
         write_conflist(config, &instance)?;
         info!(socket = proto::IPAMD_SOCKET, "serving");
 
@@ -284,6 +290,9 @@ impl<E: Ec2> Daemon<E> {
         }
         info!(stats = ?pool.stats().await, "told to stop; answering what was accepted");
         upkeep.abort();
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
         if tokio::time::timeout(DRAIN_PATIENCE, pool.drain()).await.is_err() {
             warn!("EC2 work is still under way; the next start finds its records");
         }

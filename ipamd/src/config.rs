@@ -11,6 +11,7 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) http_timeout: Duration,
     /// The release that our user agent names.
     pub(crate) cni_version: String,
+    /// Where metrics are served; none if they are not.
+    pub(crate) metrics: Option<SocketAddr>,
     /// What the container runtime's list of plugins says.
     pub(crate) conflist: Conflist,
     /// Where that list goes, if somebody named the place.
@@ -147,10 +150,8 @@ impl Config {
                 reader.refuse(name, &format!("this release does not serve {feature} yet; leave it off"));
             }
         }
-        // Accepted and without effect here, but a typing error in them should not stay unseen.
-        for (name, default) in [("DISABLE_INTROSPECTION", false), ("DISABLE_METRICS", false)] {
-            reader.boolean(name, default);
-        }
+        // Accepted and without effect here, but a typing error in it should not stay unseen.
+        reader.boolean("DISABLE_INTROSPECTION", false);
         let config = Self {
             family,
             targets: WarmTargets {
@@ -179,6 +180,7 @@ impl Config {
             ec2_endpoint: reader.parsed("AWS_EC2_ENDPOINT", None, |value| text::url(value).map(Some)),
             http_timeout: reader.seconds("HTTP_TIMEOUT", 10, 10, 600),
             cni_version: reader.text("VPC_CNI_VERSION").unwrap_or_default(),
+            metrics: metrics(&mut reader),
             conflist: Conflist::default(),
             conflist_directory: reader.text("HOST_CNI_CONFDIR_PATH").map(PathBuf::from),
         };
@@ -295,6 +297,16 @@ fn egress(reader: &mut Reader<'_>, family: Family) -> bool {
         Family::V4 => v6,
         Family::V6 => v4,
     }
+}
+
+/// METRICS_BIND_ADDRESS, unless DISABLE_METRICS is on.
+fn metrics(reader: &mut Reader<'_>) -> Option<SocketAddr> {
+    const EVERYWHERE: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 61_678);
+    let is_off = reader.boolean("DISABLE_METRICS", false);
+    let address = reader.parsed("METRICS_BIND_ADDRESS", EVERYWHERE, |value| {
+        value.parse().map_err(|_| "expected an address with a port, like 127.0.0.1:61678".to_owned())
+    });
+    (!is_off).then_some(address)
 }
 
 fn conflist(reader: &mut Reader<'_>, host: &HostOptions, family: Family) -> Conflist {

@@ -13,6 +13,7 @@ mod executor;
 mod host;
 mod host_file;
 mod imds;
+mod metrics;
 mod pool;
 mod pool_task;
 mod report;

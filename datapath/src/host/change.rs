@@ -31,6 +31,10 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
+    /// Every kind there is.
+    pub const ALL: [Self; 7] =
+        [Self::Link, Self::Mtu, Self::ReversePath, Self::Address, Self::Route, Self::Rule, Self::Filter];
+
     /// The word for it in logs, status and counters.
     #[must_use]
     pub fn as_str(self) -> &'static str {

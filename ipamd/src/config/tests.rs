@@ -92,6 +92,22 @@ fn every_mistake_is_reported_at_once_with_name_value_and_accepted_form() {
 }
 
 #[test]
+fn metrics_are_served_everywhere_unless_a_place_is_named_or_they_are_off() {
+    let metrics = |variables: &[(&str, &str)]| read(variables).unwrap().metrics.map(|it| it.to_string());
+
+    assert_eq!(metrics(&[]).as_deref(), Some("[::]:61678"));
+    assert_eq!(metrics(&[("METRICS_BIND_ADDRESS", "127.0.0.1:9")]).as_deref(), Some("127.0.0.1:9"));
+    assert_eq!(metrics(&[("DISABLE_METRICS", "true")]), None);
+    assert_eq!(
+        complaints(&[("METRICS_BIND_ADDRESS", "localhost"), ("DISABLE_METRICS", "yes")]),
+        [
+            r#"DISABLE_METRICS is "yes": expected true or false"#,
+            r#"METRICS_BIND_ADDRESS is "localhost": expected an address with a port, like 127.0.0.1:61678"#,
+        ]
+    );
+}
+
+#[test]
 fn booleans_have_exactly_the_forms_of_go() {
     for (value, expected) in [
         ("1", true),

@@ -38,6 +38,8 @@ pub(crate) struct EniReport {
     pub(crate) table: RouteTable,
     pub(crate) role: EniRole,
     pub(crate) kind: EniKind,
+    /// Whether its tags let us use and change it.
+    pub(crate) is_managed: bool,
     pub(crate) phase: EniPhase,
     pub(crate) subnet: SubnetId,
     /// The ENI's own address, which no pod gets.
@@ -270,6 +272,7 @@ fn eni(entry: &EniEntry) -> EniReport {
         table: facts.route_table(),
         role: facts.role,
         kind: facts.kind,
+        is_managed: facts.is_managed,
         phase: entry.phase,
         subnet: facts.subnet.clone(),
         primary_ip: facts.primary_ip,

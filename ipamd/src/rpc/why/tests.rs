@@ -48,6 +48,7 @@ fn report() -> Report {
         table: RouteTable::of(slot),
         role: EniRole::Secondary,
         kind: EniKind::Interface,
+        is_managed: true,
         phase: EniPhase::Ready,
         subnet: "subnet-1".parse().unwrap(),
         primary_ip: Ipv4Addr::new(10, 0, 1, 200),
