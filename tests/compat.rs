@@ -14,6 +14,8 @@ use lab::world::{
 };
 use serde_json::{Value, json};
 
+/// For how long addresses may rest after the state file was found damaged, and a margin.
+const RESTS: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The directory of the state file.
 const STATE_DIRECTORY: &str = "/run/aws-node";
@@ -328,14 +330,12 @@ async fn damaged(damage: impl FnOnce(&str) -> Result<String>) -> Result<()> {
     let is_told = log.lines().any(|it| it.contains("state file is damaged") && it.contains("\"error\""));
     ensure!(is_told, "the damage is not told:\n{log}");
     let held = look::addresses(&pods);
-    // What looks free rests for a minute, as it may be a pod's whose ADD was under way; an ADD waits
-    // for half of that, and the kubelet repeats it.
-    let mut others = Vec::new();
-    for attempt in 0..4 {
-        others.extend(fill(&node, &format!("other{attempt}")).await?);
-        if others.len() == ROOM - pods.len() {
-            break;
-        }
+    // What looks free rests for a minute, as it may be a pod's whose ADD was under way. Longer than
+    // an ADD can wait, so it is refused, and the kubelet repeats it.
+    let (mut others, began) = (Vec::new(), Instant::now());
+    while others.len() < ROOM - pods.len() && began.elapsed() < RESTS {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        others.extend(fill(&node, &format!("other{}", others.len())).await?);
     }
     let given = look::addresses(&others);
     ensure!(given.len() == others.len() && given.is_disjoint(&held), "given {given:?}, held {held:?}");
