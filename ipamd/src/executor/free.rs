@@ -37,10 +37,14 @@ impl<E: Ec2> Executor<E> {
             forgotten.map_err(|error| StepError::host(id, &error))?;
         }
         if let Some(record) = record {
-            if let Some(attachment) = record.attachment {
-                at.detach_eni(&attachment.id).await?;
-            }
-            delete_detached(at, id).await?;
+            let given_back = async {
+                if let Some(attachment) = record.attachment {
+                    at.detach_eni(&attachment.id).await?;
+                }
+                delete_detached(at, id).await
+            };
+            // It may be detached by then, and be nobody's.
+            given_back.await.inspect_err(|_| self.leaves_something())?;
         }
         self.memory(|memory| {
             memory.enis.remove(id);
