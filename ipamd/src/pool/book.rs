@@ -258,11 +258,11 @@ impl Book {
     }
 
     /// Takes in what EC2 says of an ENI that is in the book.
-    pub(super) fn update_eni(&mut self, eni: Eni) {
+    pub(super) fn update_eni(&mut self, eni: Eni, now: Instant) {
         let id = eni.id.clone();
         let Some(entry) = self.enis.get_mut(&id) else { return };
         let before: BTreeSet<_> = entry.blocks.keys().copied().collect();
-        let lost = entry.update(eni, self.family);
+        let lost = entry.update(eni, now, self.family);
         let new = entry.blocks.keys().filter(|block| !before.contains(block)).copied().collect();
         self.lost(lost);
         self.received(&id, new);

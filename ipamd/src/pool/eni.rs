@@ -82,6 +82,8 @@ pub(super) struct EniEntry {
     pub(super) is_confirmed: bool,
     /// Its subnet's tags forbid that it serves pods.
     pub(super) is_excluded: bool,
+    /// EC2 may still carry out what it did not confirm, until then: what is on its way back stays so.
+    pub(super) unsure_until: Option<Instant>,
     pub(super) blocks: BTreeMap<Block, BlockEntry>,
 }
 
@@ -166,7 +168,15 @@ impl EniEntry {
         // The primary ENI is the host image's work, and serves pods as it is.
         let phase = if facts.role == EniRole::Primary { EniPhase::Ready } else { EniPhase::Attached };
         let blocks = blocks_of(&facts, family).map(|block| (block, BlockEntry::default())).collect();
-        Self { facts, phase, added_at: now, is_confirmed: true, is_excluded: false, blocks }
+        Self {
+            facts,
+            phase,
+            added_at: now,
+            is_confirmed: true,
+            is_excluded: false,
+            unsure_until: None,
+            blocks,
+        }
     }
 
     /// Whether pods may get addresses from it at all.
@@ -220,14 +230,14 @@ impl EniEntry {
     }
 
     /// Takes in what EC2 says of it now, and returns the blocks that it no longer has.
-    pub(super) fn update(&mut self, facts: Eni, family: Family) -> Vec<BlockEntry> {
+    pub(super) fn update(&mut self, facts: Eni, now: Instant, family: Family) -> Vec<BlockEntry> {
         let mut before = std::mem::take(&mut self.blocks);
         self.blocks = blocks_of(&facts, family)
             .map(|block| (block, before.remove(&block).unwrap_or_default()))
             .collect();
         self.facts = facts;
         self.is_confirmed = true;
-        self.stay();
+        self.stay(now);
         before.into_values().collect()
     }
 
@@ -242,8 +252,12 @@ impl EniEntry {
         shared.iter().filter_map(|block| self.blocks.remove(block)).collect()
     }
 
-    /// Ends a departure that did not happen.
-    pub(super) fn stay(&mut self) {
+    /// Ends a departure that did not happen, unless it still may.
+    pub(super) fn stay(&mut self, now: Instant) {
+        if self.unsure_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.unsure_until = None;
         if self.phase == EniPhase::Leaving {
             // Its rule or routes may have gone already.
             self.phase = EniPhase::Attached;

@@ -48,17 +48,17 @@ impl Pool {
     /// Why a request with `ahead` pods before it cannot be served in time; none if it may be.
     pub(super) fn refusal(&self, ahead: u32, request: &Request, now: Instant) -> Option<Refusal> {
         let is_subnet = |kind: &Kind| matches!(kind, Kind::Subnet(..));
-        let may_come = self.supply(request, |_| false) > ahead
-            || (self.may_find_room(now) && self.supply(request, is_subnet) > ahead);
+        let may_come = self.supply(request, now, |_| false) > ahead
+            || (self.may_find_room(now) && self.supply(request, now, is_subnet) > ahead);
         if may_come { None } else { Some(self.explain(now)) }
     }
 
     /// The addresses that may become free in time for a request, beyond those in pods' hands, if
     /// what `is_lifted` is no obstacle.
-    fn supply(&self, request: &Request, is_lifted: impl Fn(&Kind) -> bool) -> u32 {
+    fn supply(&self, request: &Request, now: Instant, is_lifted: impl Fn(&Kind) -> bool) -> u32 {
         let deadline = request.deadline;
         let looks = self.is_unclear || self.is_reading_unclear;
-        if looks && (self.running.has(&Step::ReadInventory) || self.may_look_by(deadline)) {
+        if looks && (self.running.has(&Step::ReadInventory) || self.may_look_by(deadline, now)) {
             // What EC2 says next may change everything.
             return u32::MAX;
         }
@@ -67,17 +67,13 @@ impl Pool {
             self.book.cooled_by(request.latest),
             self.addresses_coming(),
             self.set_up_by(deadline),
-            self.room(|kind, last| {
-                is_lifted(kind) || (last.retry_at <= deadline && !is_for_operators(last.failure.class))
-            }),
+            self.room(|kind, last| is_lifted(kind) || is_over_by(last, deadline, now)),
         ];
         sources.into_iter().fold(stats.free, u32::saturating_add)
     }
 
-    fn may_look_by(&self, deadline: Instant) -> bool {
-        self.failures
-            .get(&Kind::ReadInventory)
-            .is_none_or(|last| last.retry_at <= deadline && !is_for_operators(last.failure.class))
+    fn may_look_by(&self, deadline: Instant, now: Instant) -> bool {
+        self.failures.get(&Kind::ReadInventory).is_none_or(|last| is_over_by(last, deadline, now))
     }
 
     /// The free addresses on ENIs whose set-up is under way or due by `deadline`.
@@ -278,6 +274,12 @@ impl Pool {
             settings.capacity()
         )
     }
+}
+
+/// Whether another try is made by `deadline`, and may go better. Where only an operator can help,
+/// nobody waits for the next try, but one that is due now may show that somebody did.
+fn is_over_by(last: &Failed, deadline: Instant, now: Instant) -> bool {
+    last.retry_at <= if is_for_operators(last.failure.class) { now } else { deadline }
 }
 
 /// The reason that a failure stands for, and what an operator can do where the failure's own text

@@ -300,6 +300,7 @@ impl Pool {
             self.waiters.next_deadline(now),
             self.book.next_cooled(),
             self.failures.next_retry(now),
+            self.book.enis.values().filter_map(|eni| eni.unsure_until).min(),
             surplus,
             // An ENI must be old enough besides.
             surplus.map(|due| due.max(self.next_removable(now))),

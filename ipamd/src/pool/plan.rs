@@ -1,7 +1,7 @@
 //! What to ask of EC2 and the host next, and what to make of the answers.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vpc::{Eni, EniId};
 
@@ -14,6 +14,9 @@ use super::settings::BlockMode;
 use super::step::{FailureClass, Outcome, Step, StepFailure, StepId};
 use super::subnets::Subnet;
 
+/// How long EC2 may take to carry out what it was asked for and did not confirm.
+const UNCONFIRMED: Duration = Duration::from_secs(60);
+
 impl Pool {
     /// What to do now, most urgent first. Every step in the answer counts as begun under its id
     /// until [`Pool::finish`] hears of its end, so that the next plan builds on it.
@@ -22,6 +25,7 @@ impl Pool {
         let mut steps = Vec::new();
         self.plan_set_ups(now, &mut steps);
         let is_reading = self.running.has(&Step::ReadInventory);
+        self.is_look_due |= self.book.enis.values().any(|eni| eni.unsure_until.is_some_and(|at| at <= now));
         let must_read = self.is_unclear || self.is_look_due;
         if must_read && !is_reading && self.failures.may(&Kind::ReadInventory, now) {
             // What becomes unclear while EC2 is being read needs another look.
@@ -121,7 +125,7 @@ impl Pool {
             (Step::Unassign { eni, .. } | Step::FreeEni { eni }, Outcome::InUse(in_use)) => {
                 self.book.kernel_uses.extend(in_use.iter().copied());
                 if let Some(entry) = self.book.enis.get_mut(&eni) {
-                    entry.stay();
+                    entry.stay(now);
                 }
                 for address in in_use {
                     self.book.hold_back(address, super::QuarantineReason::KernelOnly);
@@ -151,11 +155,18 @@ impl Pool {
             failure.class,
             FailureClass::AnswerLost | FailureClass::LimitReached | FailureClass::NotFound
         );
+        if failure.class == FailureClass::AnswerLost
+            && let Step::Unassign { eni, .. } | Step::FreeEni { eni } = step
+            && let Some(entry) = self.book.enis.get_mut(eni)
+        {
+            // A look right afterwards may be too early to show it.
+            entry.unsure_until = Some(now + UNCONFIRMED);
+        }
         match step {
             // It failed before EC2 was asked for anything, or EC2 said no: they are still ours.
             Step::Unassign { eni, .. } if !is_unclear => {
                 if let Some(entry) = self.book.enis.get_mut(eni) {
-                    entry.stay();
+                    entry.stay(now);
                 }
             }
             // Freeing takes several calls; only EC2 knows how far it came.
@@ -218,7 +229,7 @@ impl Pool {
             // An ENI that is just being attached comes with its step's outcome.
             let comes_with_step = self.is_allocating(eni.slot);
             if self.book.enis.contains_key(&eni.id) {
-                self.book.update_eni(eni);
+                self.book.update_eni(eni, now);
             } else if !comes_with_step {
                 self.add_eni(eni, now);
             }

@@ -140,3 +140,30 @@ impl World {
         steps[0].0
     }
 }
+
+#[test]
+fn what_may_yet_go_back_to_ec2_is_given_to_nobody_until_a_later_look_shows_that_it_stayed() {
+    let mut node = settings(1, 2);
+    node.targets.warm_ip = 1;
+    let mut world = World::new(node, vec![eni(0, &[1, 2])]);
+    world.run();
+    world.steps();
+    world.pass(181 * SECOND);
+    let (id, step) = world.plan().remove(0);
+    assert_eq!(step, Step::Unassign { eni: eni_id(0), blocks: vec![Block::Ip(ip(2))] });
+    world.finish(id, failure(FailureClass::AnswerLost));
+    let look = |world: &mut World| {
+        let (id, step) = world.plan().remove(0);
+        assert_eq!(step, Step::ReadInventory);
+        world.finish(id, Outcome::Inventory(vec![eni(0, &[1, 2])]));
+    };
+    look(&mut world);
+    world.added("a");
+    assert_eq!(world.pool.stats().free, 0);
+
+    world.now = world.pool.next_wake(world.now).unwrap();
+    world.pass(60 * SECOND);
+    look(&mut world);
+
+    assert_eq!(world.added("b"), address(2));
+}

@@ -237,3 +237,15 @@ fn an_address_counts_as_assigned_from_when_the_pod_got_it_not_from_when_it_asked
     let held = world.pool.allocations().into_iter().find(|held| held.key == key("e")).unwrap();
     assert_eq!(held.assigned_unix_ns, 1 + 30_000_000_000);
 }
+
+#[test]
+fn a_pod_that_comes_when_a_denied_step_is_due_again_has_it_tried() {
+    let mut world = World::bare(settings(1, 2));
+    let (id, _) = world.plan().remove(0);
+    world.finish(id, failure(FailureClass::Denied));
+    assert!(matches!(world.add("a"), Answer::Refused(_)));
+    world.pass(10 * SECOND);
+
+    assert!(matches!(world.add("a"), Answer::Parked(_)));
+    assert_eq!(world.steps(), [Step::Assign { eni: eni_id(0), blocks: Blocks::Ips(2) }]);
+}
