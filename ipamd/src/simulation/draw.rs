@@ -65,7 +65,8 @@ impl Scenario {
                 self.vars.insert(if kind < 5 { IMDS_ONLY } else { NO_PROVISIONING }, "true".to_owned());
                 self.vars.remove("MAX_ENI");
                 self.subnets = vec![WIDE.parse().expect("a subnet")];
-                let slots = self.limits().slots_per_eni().into();
+                // Few enough for the subnet, prefixes included.
+                let slots = u64::from(self.limits().slots_per_eni()).min(4);
                 let mut some = || u16::try_from(chance.between(1, slots)).unwrap_or(1);
                 let (on_primary, on_second) = (some(), some());
                 let on_second = if chance.percent(60) { on_second } else { 0 };

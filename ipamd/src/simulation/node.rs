@@ -249,6 +249,9 @@ impl Node {
         lock(tasks).extend([daemon.task.abort_handle(), upkeep.abort_handle()]);
         let pool = daemon.pool.clone();
         *lock(&self.socket) = Some(Connection { pool: pool.clone(), life: Arc::clone(life) });
+        // It may have been cordoned since the daemon asked.
+        let is_cordoned = self.is_cordoned();
+        pool.look(move |pool| pool.set_cordoned(is_cordoned)).await;
         if std::mem::take(is_forgetful) {
             self.world.oracle().forgets_rests(self.index);
         }

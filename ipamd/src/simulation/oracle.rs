@@ -63,6 +63,7 @@ pub(super) struct Oracle {
     pub(super) now: Duration,
     cooldown: Duration,
     eni_limit: usize,
+    ips_per_eni: usize,
     /// How long a pod may wait when nothing is out of order and the node has room.
     served_within: Duration,
     holdings: BTreeMap<IpAddr, Holding>,
@@ -112,6 +113,7 @@ impl Oracle {
             now: Duration::ZERO,
             cooldown: scenario.cooldown(),
             eni_limit: scenario.eni_limit(),
+            ips_per_eni: scenario.ips_per_eni(),
             served_within: PATIENCE.max(scenario.longest_way()),
             holdings: BTreeMap::new(),
             by_container: BTreeMap::new(),

@@ -220,7 +220,9 @@ impl<'a> Stage<'a> {
                 self.nodes[*node].switch();
             }
             Event::Tag { subnet, value } => {
-                self.world.oracle().trouble(None, Duration::from_secs(4000));
+                // A node whose own subnet is excluded may have no place for more ENIs.
+                let lasts = if *subnet == 0 { 100_000 } else { 4000 };
+                self.world.oracle().trouble(None, Duration::from_secs(lasts));
                 let cidr = self.scenario.subnets.get(*subnet);
                 let snapshot = cloud.snapshot();
                 let found = snapshot.subnets.values().find(|found| Some(&found.cidr) == cidr);

@@ -258,7 +258,8 @@ impl Pod {
         let link = host_veth("eni", &self.pod(), 0);
         let key = PodKey::new(NETWORK, container, INTERFACE).expect("a key");
         node.sandboxes.lock().expect("unpoisoned").remove(container);
-        let is_lost = self.lost_dels > 0 && self.chance.percent(self.lost_dels);
+        let may_get_lost = self.lost_dels > 0 && !node.world.is_closed();
+        let is_lost = may_get_lost && self.chance.percent(self.lost_dels);
         node.world.oracle().ends(container, is_lost);
         if is_lost {
             return self.vanish(container, address);

@@ -25,11 +25,17 @@ impl Oracle {
             return;
         }
         let NodeFacts { wanting, lost, .. } = &self.nodes[node];
-        let taken = self.live(node) + self.resting(node) + lost.len() + wanting.len().saturating_sub(1);
+        let others = wanting.len().saturating_sub(1);
+        let taken = self.live(node) + self.resting(node) + lost.len() + others + self.by_hand(node);
         if room(taken) {
             let (pod, message) = (pod.to_owned(), message.to_owned());
             self.violate(Violation::FalseRefusal { pod, reason, message });
         }
+    }
+
+    /// The slots that ENIs take which people attached.
+    fn by_hand(&self, node: usize) -> usize {
+        self.nodes[node].enis_by_hand.len() * self.ips_per_eni
     }
 
     /// Whether the subnets have had room for so long.
