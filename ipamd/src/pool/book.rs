@@ -1,5 +1,7 @@
 //! The address book: every ENI of the node, every address on it, and who has it.
 
+mod rest;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -36,28 +38,6 @@ impl Book {
             kernel_uses: BTreeSet::new(),
             away: BTreeMap::new(),
         }
-    }
-
-    /// Ends every cooldown that is over. What the kernel still used when it was last read is held
-    /// back: its pod may be going yet, or nobody knows of it.
-    pub(super) fn expire_cooling(&mut self, now: Instant) {
-        for (block, entry) in self.enis.values_mut().flat_map(|eni| &mut eni.blocks) {
-            for (address, state) in &mut entry.states {
-                if let State::Cooling { until } = *state
-                    && until <= now
-                {
-                    *state = match self.kernel_uses.contains(address) {
-                        true => State::Quarantined(QuarantineReason::KernelOnly),
-                        false => State::Free { since: until },
-                    };
-                }
-            }
-            if block.kind() == BlockKind::Ipv6Prefix {
-                // Which of its free addresses has rested longest does not matter there.
-                entry.states.retain(|_, state| !matches!(state, State::Free { .. }));
-            }
-        }
-        self.away.retain(|_, until| *until > now);
     }
 
     /// What the key holds, if its ENI is known.
@@ -224,28 +204,6 @@ impl Book {
     fn spoken_for(&self, blocks: &[Block]) -> BTreeSet<IpAddr> {
         let known = self.pinned.keys().chain(&self.kernel_uses).chain(self.away.keys());
         known.filter(|address| blocks.iter().any(|block| block.contains(**address))).copied().collect()
-    }
-
-    /// Has a free address rest, or one that may come back.
-    pub(super) fn rest(&mut self, address: IpAddr, until: Instant) {
-        match self.block_mut(address) {
-            Some(block) if block.is_free(address) => {
-                block.states.insert(address, State::Cooling { until });
-            }
-            Some(_) => {}
-            None => {
-                self.away.insert(address, until);
-            }
-        }
-    }
-
-    /// Has every free address rest; of an IPv6 prefix the first `reach`, beyond which no pod can
-    /// be, since addresses are given out from the lowest up.
-    pub(super) fn rest_all(&mut self, reach: u32, until: Instant) {
-        let blocks = self.enis.values().flat_map(|eni| eni.blocks.keys().copied());
-        for address in blocks.flat_map(|block| block.first(reach)).collect::<Vec<_>>() {
-            self.rest(address, until);
-        }
     }
 
     /// Holds a free or resting address back.

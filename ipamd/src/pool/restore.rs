@@ -13,6 +13,9 @@ use super::{Allocation, Pool};
 /// How long the ADD of a recorded pod may be under way: a plugin gives up after 35 s.
 const ADD_TAKES: Duration = Duration::from_secs(35);
 
+/// How long the kernel may show an address that its pod's DEL has given back.
+const DEL_TAKES: Duration = Duration::from_secs(5);
+
 /// How often to look at the kernel.
 pub(crate) const KERNEL_LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -127,8 +130,9 @@ impl Pool {
         notes.extend(self.witness(kernel, now));
         if journal.is_incomplete {
             // A pod whose ADD was under way has an address of which nobody knows, and the kernel
-            // shows it only once the plugin is done.
-            self.book.rest_all(self.reach(), now + ADD_TAKES + KERNEL_LOOK_EVERY);
+            // shows it only once the plugin is done. Of two looks after that one may count for
+            // nothing, see `DEL_TAKES`.
+            self.book.rest_all(self.reach(), now + ADD_TAKES + 2 * KERNEL_LOOK_EVERY);
         }
         notes
     }
@@ -171,6 +175,9 @@ impl Pool {
     pub(crate) fn witness(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
         let mut notes = self.judge_unseen(kernel, now);
         self.book.kernel_uses = kernel.routed.union(&kernel.ruled).copied().collect();
+        // A plugin takes its routes and rules away once it has been told that the address is free.
+        let rest = self.settings.cooldown;
+        self.book.forget_uses_of_resting(now + rest.saturating_sub(DEL_TAKES)..=now + rest);
         for &address in &self.book.kernel_uses.clone() {
             let Some(block) = self.book.block_mut(address) else { continue };
             let is_routed = kernel.routed.contains(&address);
