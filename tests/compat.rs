@@ -330,7 +330,7 @@ async fn damaged(damage: impl FnOnce(&str) -> Result<String>) -> Result<()> {
     let is_told = log.lines().any(|it| it.contains("state file is damaged") && it.contains("\"error\""));
     ensure!(is_told, "the damage is not told:\n{log}");
     let held = look::addresses(&pods);
-    // What looks free rests for a minute, as it may be a pod's whose ADD was under way. Longer than
+    // What looks free rests for 95 s, as it may be a pod's whose ADD was under way. Longer than
     // an ADD can wait, so it is refused, and the kubelet repeats it.
     let (mut others, began) = (Vec::new(), Instant::now());
     while others.len() < ROOM - pods.len() && began.elapsed() < RESTS {
