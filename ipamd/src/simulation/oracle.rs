@@ -323,7 +323,9 @@ impl Oracle {
     /// The pod's DEL begins, or gets lost: from here on it no longer lives.
     pub(super) fn ends(&mut self, container: &str, is_lost: bool) {
         let Some(address) = self.by_container.remove(container) else { return };
-        if let Some(holding) = self.holdings.remove(&address) {
+        // What a person took away may be another pod's by now.
+        let is_own = self.holdings.get(&address).is_some_and(|holding| holding.container == container);
+        if is_own && let Some(holding) = self.holdings.remove(&address) {
             if is_lost {
                 self.nodes[holding.node].lost.insert(address);
             }
