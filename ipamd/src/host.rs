@@ -167,8 +167,10 @@ impl HostHandle {
 /// What the pool needs to know of the kernel. Addresses of the node's own ENIs are not among
 /// them.
 pub(crate) fn kernel_view(evidence: &Evidence) -> KernelView {
+    let elsewhere = evidence.routes.iter().filter(|(_, link)| !vpc::is_host_veth(link));
     KernelView {
         routed: evidence.routes.keys().copied().collect(),
+        routed_elsewhere: elsewhere.map(|(address, _)| *address).collect(),
         ruled: evidence.rules.keys().copied().collect(),
         links: evidence.links.clone(),
     }

@@ -20,6 +20,8 @@ pub use gateway::{IPV6_VPC_ROUTER, pod_gateway, subnet_gateway};
 pub use id::{AttachmentId, EniId, IdError, InstanceId, SecurityGroupId, SubnetId, VpcId};
 pub use limits::InstanceLimits;
 pub use mac::{Mac, MacError};
-pub use pod::{PodKey, PodKeyError, PodName, container_interface, dummy_interface, host_veth, veth_suffix};
+pub use pod::{
+    PodKey, PodKeyError, PodName, container_interface, dummy_interface, host_veth, is_host_veth, veth_suffix,
+};
 pub use prefix::{Prefix, PrefixError};
 pub use slot::{DeviceIndex, EniSlot, NetworkCard, RouteTable};

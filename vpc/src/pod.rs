@@ -124,6 +124,13 @@ pub fn host_veth(prefix: &str, pod: &PodName, nic: u8) -> String {
     format!("{prefix}{}", veth_suffix(pod, nic))
 }
 
+/// Whether a link is named as the host's end of some pod's veth pair, under whatever prefix.
+#[must_use]
+pub fn is_host_veth(link: &str) -> bool {
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    link.as_bytes().last_chunk::<11>().is_some_and(|suffix| suffix.iter().all(is_digit))
+}
+
 /// The name of interface number `nic` in the pod: what the runtime asked for, or `mNicIf<n>`.
 #[must_use]
 pub fn container_interface(requested: &str, nic: u8) -> String {
@@ -161,6 +168,16 @@ mod tests {
 
         assert_eq!(name, "enicc21c2d7785");
         assert_eq!(host_veth("vlan", &PodName::default(), 0).len(), 15);
+    }
+
+    #[test]
+    fn a_link_of_a_pod_is_known_by_its_name_whatever_the_prefix() {
+        for prefix in ["eni", "vlan", "x", ""] {
+            assert!(is_host_veth(&host_veth(prefix, &PodName::new("default", "web"), 0)), "{prefix}");
+        }
+        for other in ["eth0", "lo", "veth1a2b3c4", "docker0", "enicc21c2d778", "enicc21c2d778G"] {
+            assert!(!is_host_veth(other), "{other}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) struct Book {
     by_key: HashMap<PodKey, IpAddr>,
     /// Addresses that the kernel used when it was last read.
     pub(super) kernel_uses: BTreeSet<IpAddr>,
+    /// Those among them that lead to no pod's link.
+    pub(super) others_use: BTreeSet<IpAddr>,
     /// Addresses that left the node before their rest was over; they may come back.
     away: BTreeMap<IpAddr, Instant>,
 }
@@ -36,6 +38,7 @@ impl Book {
             pinned: BTreeMap::new(),
             by_key: HashMap::new(),
             kernel_uses: BTreeSet::new(),
+            others_use: BTreeSet::new(),
             away: BTreeMap::new(),
         }
     }
@@ -92,8 +95,7 @@ impl Book {
     /// not shown it.
     pub(super) fn release(&mut self, key: &PodKey, until: Instant) -> Option<Released> {
         let address = self.by_key.remove(key)?;
-        // That was its pod's use of it, which ends now.
-        self.kernel_uses.remove(&address);
+        self.forget_use(address);
         if let Some(allocation) = self.pinned.remove(&address) {
             self.away.insert(address, until);
             // Table 0 stands for any: the ENI and with it the table are not known.

@@ -34,8 +34,10 @@ pub(crate) struct Journal {
 /// What the kernel says about addresses and pods.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KernelView {
-    /// Addresses that a route leads to through a pod's link.
+    /// Addresses that a route leads to.
     pub(crate) routed: BTreeSet<IpAddr>,
+    /// Those among them whose link is no pod's: no DEL takes such a route away.
+    pub(crate) routed_elsewhere: BTreeSet<IpAddr>,
     /// Addresses that a policy rule of ours names.
     pub(crate) ruled: BTreeSet<IpAddr>,
     /// The names of the host's links.
@@ -174,10 +176,12 @@ impl Pool {
     /// free again. Rules without a link behind them are named for removal.
     pub(crate) fn witness(&mut self, kernel: &KernelView, now: Instant) -> Vec<RestoreNote> {
         let mut notes = self.judge_unseen(kernel, now);
+        self.book.others_use.clone_from(&kernel.routed_elsewhere);
         self.book.kernel_uses = kernel.routed.union(&kernel.ruled).copied().collect();
         // A plugin takes its routes and rules away once it has been told that the address is free.
         let rest = self.settings.cooldown;
-        self.book.forget_uses_of_resting(now + rest.saturating_sub(DEL_TAKES)..=now + rest);
+        let just_given_back = now + rest.saturating_sub(DEL_TAKES)..=now + rest;
+        self.book.forget_uses_of_resting(just_given_back);
         for &address in &self.book.kernel_uses.clone() {
             let Some(block) = self.book.block_mut(address) else { continue };
             let is_routed = kernel.routed.contains(&address);

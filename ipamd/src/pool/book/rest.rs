@@ -48,8 +48,15 @@ impl Book {
     pub(in crate::pool) fn forget_uses_of_resting(&mut self, time: RangeInclusive<Instant>) {
         for (address, until) in self.cooling() {
             if time.contains(&until) {
-                self.kernel_uses.remove(&address);
+                self.forget_use(address);
             }
+        }
+    }
+
+    /// A pod's use of an address ends; that of another hand does not.
+    pub(in crate::pool) fn forget_use(&mut self, address: IpAddr) {
+        if !self.others_use.contains(&address) {
+            self.kernel_uses.remove(&address);
         }
     }
 

@@ -28,6 +28,7 @@ fn kernel(pods: &[(&str, u8)]) -> KernelView {
     KernelView {
         routed: addresses.clone(),
         ruled: addresses,
+        routed_elsewhere: BTreeSet::new(),
         links: pods.iter().map(|(pod, _)| host_veth("eni", &PodName::new("default", pod), 0)).collect(),
     }
 }
@@ -366,4 +367,21 @@ fn an_address_that_the_kernel_uses_when_its_rest_is_over_is_held_back() {
     world.pool.witness(&KernelView::default(), world.now);
 
     assert_eq!((world.pool.stats().quarantined, world.pool.stats().cooling), (0, 1));
+}
+
+#[test]
+fn an_address_that_another_hand_uses_is_held_back_even_if_it_was_just_given_back() {
+    let mut world = World::new(settings(1, 1), vec![eni(0, &[1])]);
+    world.added("a");
+    world.del("a");
+    world.pass(SECOND);
+    let of_another = BTreeSet::from([address(1)]);
+    let foreign =
+        KernelView { routed: of_another.clone(), routed_elsewhere: of_another, ..KernelView::default() };
+    world.pool.witness(&foreign, world.now);
+
+    world.pass(30 * SECOND);
+
+    assert_eq!(world.pool.settle(world.now), []);
+    assert_eq!(world.pool.quarantined(), [(address(1), QuarantineReason::KernelOnly)]);
 }
