@@ -54,6 +54,9 @@ struct NodeFacts {
     lost_books: bool,
     /// Pods whose ADD is under way, with the time of the sandbox's first attempt.
     wanting: BTreeMap<String, Duration>,
+    /// When pods that waited got an address that rested meanwhile: steps that were planned before
+    /// count both.
+    served_by_rested: Vec<Duration>,
 }
 
 /// The judge.
@@ -260,7 +263,7 @@ impl Oracle {
     ) {
         let address = assignment.address;
         let now = self.now;
-        self.nodes[node].wanting.remove(pod);
+        let wanted_since = self.nodes[node].wanting.remove(pod);
         self.nodes[node].lost.remove(&address);
         self.leaving.remove(&address);
         let name = format!("{pod} ({container})");
@@ -286,6 +289,9 @@ impl Oracle {
         if let Some(rest) = self.rests.remove(&address) {
             let forgot = self.nodes[rest.node].forgot_rests_at.is_some_and(|at| at >= rest.since);
             let rested = now.saturating_sub(rest.since);
+            if wanted_since.is_some_and(|since| since < rest.since + self.cooldown) {
+                self.nodes[node].served_by_rested.push(now);
+            }
             if !forgot && rested < self.cooldown {
                 let wanted = self.cooldown;
                 return self.violate(Violation::CooldownIgnored { address, pod: name, rested, wanted });

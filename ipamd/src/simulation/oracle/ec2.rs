@@ -47,10 +47,12 @@ impl Oracle {
         let on_enis = snapshot.attached(instance).into_iter().filter(own).filter(stays);
         let held = on_enis.flat_map(addresses_of).filter(|ip| !self.leaving.contains(ip)).count();
         let rested = self.rested_less(node, self.cooldown + PLANNED_BEFORE);
-        let NodeFacts { wanting, lost, cordoned_since, .. } = &self.nodes[node];
+        let NodeFacts { wanting, lost, cordoned_since, served_by_rested, .. } = &self.nodes[node];
+        let is_recent = |at: &&Duration| self.now.saturating_sub(**at) < PLANNED_BEFORE;
+        let both = served_by_rested.iter().rev().take_while(is_recent).count();
         let is_dormant = cordoned_since.is_some_and(|since| self.now.saturating_sub(since) > PLANNED_BEFORE);
         let (warm, least) = if is_dormant { (0, 0) } else { (counted.warm_ip, counted.minimum_ip) };
-        let wanted = self.live(node) + rested + lost.len() + wanting.len() + warm;
+        let wanted = self.live(node) + rested + lost.len() + wanting.len() + both + warm;
         if held + count > wanted.max(least) {
             let what = format!("{count} more than {held} addresses, where {wanted} are in use or wanted");
             self.violate(Violation::BeyondTarget { node, what });
