@@ -185,7 +185,7 @@ async fn a_daemon_that_is_not_there_is_said_to_be_so() -> Result<()> {
     complaints("the node daemon does not run here: there is no socket").await?;
     let ipamd = node.start_ipamd(&IpamdOptions::new()).await?;
     text(node, &["status"], 0).await?;
-    ipamd.signal(Signal::SIGSTOP)?;
+    ipamd.freeze().await?;
     complaints("accepts connections but has not answered within 5 s").await?;
     ipamd.signal(Signal::SIGCONT)?;
     text(node, &["status"], 0).await?;

@@ -232,6 +232,32 @@ impl Ipamd {
         kill(self.pid, signal).with_context(|| format!("send {signal} to ipamd ({})", self.pid))
     }
 
+    /// Stops it, as a debugger does, and waits until none of its threads runs: the signal is taken
+    /// by one of them, and the others may answer until that one has had its turn. SIGCONT ends it.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub async fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        while !self.is_frozen()? {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    fn is_frozen(&self) -> Result<bool> {
+        let path = format!("/proc/{}/task", self.pid);
+        for task in std::fs::read_dir(&path).with_context(|| format!("list {path}"))? {
+            // A thread may end meanwhile.
+            let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+            // The name before the state may hold anything, a parenthesis too.
+            if stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Asks it to end and waits; killed when `within` passes.
     ///
     /// # Errors
