@@ -191,9 +191,6 @@ impl<E: Ec2> Daemon<E> {
                 .await?;
         let settings = settings(config, &instance, &limits)?;
         let network = Arc::new(RwLock::new(network));
-        for warning in host.warnings().await? {
-            warn!(%warning, "check the node");
-        }
 
         let path = config.state_file.with_file_name(sidecar::FILE_NAME);
         let (sidecar, remembered) =

@@ -131,14 +131,6 @@ impl HostHandle {
         self.ask(|reply| Work::Evidence { reply }).await
     }
 
-    /// What an operator should know of the node.
-    ///
-    /// # Errors
-    /// [`HostFailure`] if the thread has ended.
-    pub(crate) async fn warnings(&self) -> Result<Vec<HostWarning>, HostFailure> {
-        self.ask(|reply| Work::Warnings { reply }).await
-    }
-
     /// Keeps what leads to the pods of `pool` from now on.
     pub(crate) async fn keep_pods(&self, pool: PoolHandle) {
         // A thread that has ended is told of by the next request that wants an answer.

@@ -41,7 +41,6 @@ impl FakeHost {
             }
             Work::RemovePodRules { reply, .. } | Work::VpcCidrs { reply, .. } => drop(reply.send(Ok(()))),
             Work::Evidence { reply } => drop(reply.send(Ok(self.evidence.lock().unwrap().clone()))),
-            Work::Warnings { reply } => drop(reply.send(Ok(Vec::new()))),
             Work::Health { reply } => drop(reply.send(Ok(HostHealth::default()))),
             Work::KeepPods(_) => {}
         }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use datapath::evidence::{self, Evidence};
-use datapath::host::{self, Change, EniSetupError, HostError, HostWarning};
+use datapath::host::{self, Change, EniSetupError, HostError};
 use datapath::kernel::{KernelError, Netlink};
 use datapath::monitor::Monitor;
 use datapath::wanted::{EniNetwork, HostNetwork};
@@ -54,9 +54,6 @@ pub(crate) enum Work {
     },
     Evidence {
         reply: Reply<Evidence>,
-    },
-    Warnings {
-        reply: Reply<Vec<HostWarning>>,
     },
     /// Keep what leads to the pods of this pool, too.
     KeepPods(PoolHandle),
@@ -159,9 +156,6 @@ impl Keeper {
             Work::Evidence { reply } => {
                 let _ = reply.send(evidence::read(&mut self.netlink).map_err(HostFailure::of));
             }
-            Work::Warnings { reply } => {
-                let _ = reply.send(Ok(host::warnings(&mut self.netlink, &self.wanted)));
-            }
             Work::KeepPods(pool) => self.verifier.keep_pods(pool),
             Work::Health { reply } => {
                 let _ = reply.send(Ok(self.verifier.health(Instant::now())));
@@ -173,6 +167,7 @@ impl Keeper {
         let changes = host::observe_and_converge(&mut self.netlink, &self.wanted)?;
         report(&changes);
         self.verifier.begin();
+        self.verifier.look_for_warnings(&mut self.netlink, &self.wanted);
         Ok(changes.len())
     }
 

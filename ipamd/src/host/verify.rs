@@ -215,12 +215,7 @@ impl Verifier {
 
     /// What needs no haste: links of pods that are gone, and what only an operator can change.
     async fn full_look(&mut self, netlink: &mut Netlink, wanted: &HostNetwork) {
-        let warnings = host::warnings(netlink, wanted);
-        for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
-            warn!(%warning, "check the node");
-        }
-        self.warnings = warnings;
-
+        self.look_for_warnings(netlink, wanted);
         let Some(pods) = pods_of(self.pool.as_ref()).await else { return };
         let running: Vec<PodOnHost> = pods.into_iter().map(|pod| pod.on_host).collect();
         let found = host::abandoned_links(netlink, &wanted.options.veth_prefix, &running);
@@ -235,6 +230,15 @@ impl Verifier {
             Err(error) => warn!(%error, "link of a pod that was deleted not removed"),
         }
         self.abandoned = found;
+    }
+
+    /// What an operator should know of the node; each thing is logged when it comes up.
+    pub(super) fn look_for_warnings(&mut self, netlink: &mut Netlink, wanted: &HostNetwork) {
+        let warnings = host::warnings(netlink, wanted);
+        for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
+            warn!(%warning, "check the node");
+        }
+        self.warnings = warnings;
     }
 
     fn report(&mut self, changes: &[Change], now: Instant) {

@@ -210,7 +210,6 @@ impl SimHost {
                 drop(reply.send(Ok(())));
             }
             Work::Evidence { reply } => drop(reply.send(Ok(self.kernel.evidence()))),
-            Work::Warnings { reply } => drop(reply.send(Ok(Vec::new()))),
             Work::Health { reply } => drop(reply.send(Ok(HostHealth::default()))),
             Work::KeepPods(_) => {}
         }
