@@ -1,6 +1,7 @@
 //! The judge: it knows the truth about all nodes and what was promised to which pod.
 
 mod ec2;
+mod ownerless;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use lab::cloud::Snapshot;
 use tokio::sync::Notify;
 
 use ec2::Counted;
+use ownerless::Ownerless;
 
 use super::kernel::Found;
 use super::scenario::Scenario;
@@ -96,6 +98,7 @@ pub(super) struct Oracle {
     enis_taken: BTreeSet<String>,
     /// Since when the subnets have had room for everybody; none while they have not.
     roomy_since: Option<Duration>,
+    ownerless: Ownerless,
 }
 
 /// After trouble has ended, how long back-offs and clean-up may go on.
@@ -140,6 +143,7 @@ impl Oracle {
             leaving: BTreeSet::new(),
             enis_taken: BTreeSet::new(),
             roomy_since: None,
+            ownerless: Ownerless::new(scenario),
         }
     }
 

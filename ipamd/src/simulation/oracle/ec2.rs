@@ -123,6 +123,7 @@ impl Oracle {
             return;
         }
         self.checked_version = snapshot.version;
+        self.judge_ownerless(snapshot);
         for NodeFacts { instance, lost, .. } in self.nodes.iter_mut().filter(|facts| !facts.lost.is_empty()) {
             let held: BTreeSet<_> = snapshot.attached(instance).into_iter().flat_map(addresses_of).collect();
             lost.retain(|address| held.contains(address));
