@@ -1,6 +1,7 @@
 //! Coming from amazon-vpc-cni-k8s on a live node, and going back to it.
 
 mod migration_node;
+mod migration_v6;
 #[path = "../datapath/tests/support/reference.rs"]
 mod reference;
 
@@ -32,6 +33,8 @@ fn main() {
             external_snat: true,
             ..old(NFT)
         }),
+        Scenario::new("a_node_with_ipv6_is_taken_over_and_returned_unnoticed", migration_v6::there_and_back)
+            .needs(NFT),
         Scenario::new("another_mark_and_prefix_at_the_take_over_interrupt_nobody", other_settings).needs(NFT),
         Scenario::new("after_uninstall_the_reference_may_have_other_options", after_uninstall).needs(NFT),
         Scenario::new("uninstall_refuses_while_the_daemon_serves", uninstall_refuses),
