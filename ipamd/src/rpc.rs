@@ -92,7 +92,9 @@ pub(crate) struct Services {
     budgets: Budgets,
     takeover: TakeoverHandle,
     started: Moment,
-    calls: Arc<Semaphore>,
+    adds: Arc<Semaphore>,
+    /// Of their own, so that ADDs which wait for an address do not keep out the DELs that bring one.
+    dels: Arc<Semaphore>,
 }
 
 impl Services {
@@ -105,7 +107,8 @@ impl Services {
             budgets,
             takeover: TakeoverHandle::default(),
             started: Moment::now(),
-            calls: Arc::new(Semaphore::new(CALLS)),
+            adds: Arc::new(Semaphore::new(CALLS)),
+            dels: Arc::new(Semaphore::new(CALLS)),
         }
     }
 
@@ -118,7 +121,7 @@ impl Services {
     async fn add(&self, request: Request<rpc::AddNetworkRequest>) -> rpc::AddNetworkReply {
         let began = Instant::now();
         let patience = patience_of(&request, began);
-        let _permit = match timeout_at(patience.deadline.into(), self.calls.acquire()).await {
+        let _permit = match timeout_at(patience.deadline.into(), self.adds.acquire()).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return translate::not_ready(),
             Err(_) => return translate::crowded(),
@@ -184,7 +187,7 @@ impl CniBackend for Services {
         &self,
         request: Request<rpc::DelNetworkRequest>,
     ) -> Result<Response<rpc::DelNetworkReply>, Status> {
-        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
+        let _permit = self.dels.acquire().await.map_err(|_| translate::closed())?;
         self.del(request.into_inner()).await.map(Response::new)
     }
 }

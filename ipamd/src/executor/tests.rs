@@ -3,6 +3,7 @@
 mod fake_ec2;
 mod fake_imds;
 mod leaks;
+mod managed;
 mod metadata;
 mod repairs;
 

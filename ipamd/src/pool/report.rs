@@ -213,6 +213,13 @@ impl Pool {
                 because,
             }));
         }
+        if wants.surplus > 0 && wants.may_provision && self.surplus(&self.holdings()) == Surplus::None {
+            held_back.push(HeldBack {
+                what: format!("give back {} addresses", wants.surplus),
+                until: None,
+                because: "they go with a whole ENI, and none that may go is without pods".to_owned(),
+            });
+        }
         held_back
     }
 

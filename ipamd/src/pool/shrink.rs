@@ -56,7 +56,7 @@ impl Pool {
     }
 
     /// What the targets do not need and the node could do without.
-    fn surplus(&self, held: &super::targets::Holdings) -> Surplus {
+    pub(super) fn surplus(&self, held: &super::targets::Holdings) -> Surplus {
         let surplus = self.settings.surplus(held);
         let has_candidate = || self.book.enis.values().any(EniEntry::is_removable);
         match surplus {

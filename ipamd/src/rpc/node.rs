@@ -32,7 +32,7 @@ impl Node for Services {
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
-        let _permit = self.calls.acquire().await.map_err(|_| translate::closed())?;
+        let _permit = self.dels.acquire().await.map_err(|_| translate::closed())?;
         let asked_unix_ns = Moment::now().unix_ns();
         let request = request.into_inner();
         if request.network.is_empty() {

@@ -196,7 +196,8 @@ fn services(calls: usize) -> Services {
     let host = FakeHost::default().handle();
     let pool = PoolHandle::without_pool();
     Services {
-        calls: Arc::new(Semaphore::new(calls)),
+        adds: Arc::new(Semaphore::new(calls)),
+        dels: Arc::new(Semaphore::new(1)),
         ..Services::new(pool, host, facts(false), Budgets::of(paced))
     }
 }
@@ -217,13 +218,28 @@ async fn an_add_that_never_gets_its_turn_is_refused_with_a_reason() {
     assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_del_does_not_wait_behind_the_adds_that_wait_for_its_address() {
+    let message = rpc::DelNetworkRequest {
+        network_name: "aws-cni".to_owned(),
+        container_id: "c".to_owned(),
+        if_name: "eth0".to_owned(),
+        ..rpc::DelNetworkRequest::default()
+    };
+
+    let services = services(0);
+    let answer = services.del_network(Request::new(message));
+
+    assert!(tokio::time::timeout(Duration::from_secs(1), answer).await.is_ok());
+}
+
 #[tokio::test]
 async fn an_add_to_a_daemon_that_ends_is_refused_with_a_reason() {
     let reply = services(1).add_network(add_request("c")).await.unwrap().into_inner();
     assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
 
     let closed = services(1);
-    closed.calls.close();
+    closed.adds.close();
     let reply = closed.add_network(add_request("c")).await.unwrap().into_inner();
     assert_eq!(reply.refusal.unwrap().reason(), RefusalReason::NotReady);
 }

@@ -60,7 +60,7 @@ fn short(settings: &Settings, held: &Holdings) -> u32 {
 }
 
 #[test]
-fn examples_1_to_8_and_40_to_43_of_single_addresses() {
+fn examples_1_to_8_and_40_to_44_of_single_addresses() {
     // number, settings, holdings, blocks short, blocks over
     let rows = [
         (2, sip(5, 0), ips(0, 0), 5, 0),
@@ -74,6 +74,8 @@ fn examples_1_to_8_and_40_to_43_of_single_addresses() {
         (41, pd(15, 0), prefixes(3, 2, 1), 0, 2),
         (42, pd(16, 0), prefixes(2, 1, 1), 0, 0),
         (43, pd(7, 20), prefixes(0, 0, 0), 2, 0),
+        // The reference frees the only prefix of a network card above 0, and takes it back 30 s later.
+        (44, whole_prefixes(0), prefixes(1, 1, 0), 0, 0),
     ];
     assert!(!settings(3, 3).targets.counts_ips(), "1: without W and Mi single addresses do not count");
     for (number, settings, held, shortage, over) in rows {
@@ -85,8 +87,6 @@ fn examples_1_to_8_and_40_to_43_of_single_addresses() {
         };
         assert_eq!(surplus, over, "example {number}, over");
     }
-    // 44 is of network cards above 0, where the reference frees its only prefix every 30 s and
-    // takes it back; this pool holds card 0.
 }
 
 #[test]
@@ -312,26 +312,27 @@ fn examples_38_and_47_to_51_of_layouts_in_secondary_ip_mode() {
 #[test]
 fn examples_52_to_55_of_layouts_in_prefix_mode() {
     // The last two of 54: its documentation says 1 prefix for no pods, the code 2.
-    let rows: [(u32, Settings, usize, &[usize]); 17] = [
-        (52, whole_prefixes(1), 0, &[1]),
-        (52, whole_prefixes(1), 5, &[2]),
-        (52, whole_prefixes(1), 16, &[2]),
-        (52, whole_prefixes(1), 17, &[3]),
-        (52, whole_prefixes(1), 58, &[3, 2]),
-        (53, pd(1, 1), 0, &[1]),
-        (53, pd(1, 1), 5, &[1]),
-        (53, pd(1, 1), 17, &[2]),
-        (53, pd(1, 1), 58, &[3, 1]),
-        (54, pd(7, 20), 5, &[2]),
-        (54, pd(7, 20), 17, &[2]),
-        (54, pd(7, 20), 58, &[3, 2]),
-        (54, pd(7, 20), 0, &[2]),
-        (55, of(pd(5, 10), 15, 49), 0, &[1]),
-        (55, of(pd(5, 10), 15, 49), 7, &[1]),
-        (55, of(pd(5, 10), 15, 49), 15, &[2]),
-        (55, of(pd(5, 10), 15, 49), 45, &[4]),
+    let rows: [(u32, Settings, usize, &[usize], usize); 17] = [
+        (52, whole_prefixes(1), 0, &[1], 16),
+        (52, whole_prefixes(1), 5, &[2], 27),
+        (52, whole_prefixes(1), 16, &[2], 16),
+        (52, whole_prefixes(1), 17, &[3], 31),
+        (52, whole_prefixes(1), 58, &[3, 2], 22),
+        (53, pd(1, 1), 0, &[1], 16),
+        (53, pd(1, 1), 5, &[1], 11),
+        (53, pd(1, 1), 17, &[2], 15),
+        (53, pd(1, 1), 58, &[3, 1], 6),
+        (54, pd(7, 20), 5, &[2], 27),
+        (54, pd(7, 20), 17, &[2], 15),
+        (54, pd(7, 20), 58, &[3, 2], 22),
+        (54, pd(7, 20), 0, &[2], 32),
+        (55, of(pd(5, 10), 15, 49), 0, &[1], 16),
+        (55, of(pd(5, 10), 15, 49), 7, &[1], 9),
+        (55, of(pd(5, 10), 15, 49), 15, &[2], 17),
+        (55, of(pd(5, 10), 15, 49), 45, &[4], 19),
     ];
-    for (number, settings, pods, layout) in rows {
+    for (number, settings, pods, layout, unused) in rows {
+        assert_eq!(layout.iter().sum::<usize>() * 16 - pods, unused, "example {number} with {pods} pods");
         assert_eq!(
             settled(of(settings.clone(), settings.eni_limit, settings.slots_per_eni), pods),
             layout,
@@ -346,8 +347,12 @@ fn examples_56_to_59_of_limits_and_of_a_minimum_alone() {
     assert_eq!(settled(max_enis(2), 0), [5], "56");
     assert_eq!(settled(max_enis(2), 4), [5, 5], "56");
     assert_eq!(settled(max_enis(2), 10), [5, 5], "56");
+    assert_eq!(settled(of(whole_enis(5, 2), 4, 5), 0), [5, 5], "57");
+    assert_eq!(settled(of(whole_enis(5, 2), 4, 5), 1), [5, 5, 5], "57");
     assert_eq!(settled(of(whole_enis(5, 2), 4, 5), 11), [5, 5, 5, 5], "57");
     assert_eq!(emptied(of(whole_enis(5, 2), 4, 5), 11), [5, 5], "57");
+    assert_eq!(settled(whole_enis(3, 0), 0), [3], "58");
+    assert_eq!(settled(whole_enis(3, 0), 3), [3, 3], "58");
     assert_eq!(settled(whole_enis(3, 0), 5), [3, 3], "58");
     assert_eq!(emptied(whole_enis(3, 0), 5), [3], "58");
     // 59: with Mi alone the reference never serves the pod beyond it; here it is a floor.

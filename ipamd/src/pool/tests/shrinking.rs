@@ -167,3 +167,28 @@ fn what_may_yet_go_back_to_ec2_is_given_to_nobody_until_a_later_look_shows_that_
 
     assert_eq!(world.added("b"), address(2));
 }
+
+#[test]
+fn it_is_told_why_addresses_that_are_too_many_stay() {
+    let mut world =
+        World::new(settings(3, 3), vec![eni(0, &[1, 2, 3]), eni(1, &[11, 12, 13]), eni(2, &[21, 22, 23])]);
+    world.run();
+    // One pod on each ENI: 6 free addresses, of which one ENI's 3 are wanted.
+    for pod in 0..7 {
+        world.added(&format!("pod-{pod}"));
+    }
+    for pod in [0, 1, 3, 4] {
+        world.del(&format!("pod-{pod}"));
+    }
+    world.pass(400 * SECOND);
+    assert_eq!(world.steps(), []);
+
+    let report = world.pool.report(world.now);
+
+    assert_eq!((report.wants.surplus, report.wants.surplus_goes_at), (3, None));
+    let held_back = report.held_back.iter().map(|held| format!("{}: {}", held.what, held.because));
+    assert_eq!(
+        held_back.collect::<Vec<_>>(),
+        ["give back 3 addresses: they go with a whole ENI, and none that may go is without pods"]
+    );
+}
