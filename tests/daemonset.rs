@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Scenario, binary, find};
+use e2e::{Scenario, binary, find, until};
 use lab::world::{ECHO_PORT, INTERNET_ECHO, Ipamd, IpamdOptions, Lab, Node, Ran, finish};
 use reference::Reference;
 
@@ -252,7 +252,7 @@ async fn rules_are_removed() -> Result<()> {
     let ipamd = daemon.start_daemon(node, &["/app/ipamd", "run"]).await?;
 
     for iptables in front_ends {
-        e2e::until("the reference's rules are gone", PATIENCE, || async {
+        until("the reference's rules are gone", PATIENCE, || async {
             Ok(!node.exec(&[&format!("{iptables}-save")]).await?.contains("AWS"))
         })
         .await
@@ -281,8 +281,12 @@ async fn reference_names_work() -> Result<()> {
             &["/app/grpc-health-probe", "-addr", socket][..],
             &["/app/grpc-health-probe", &format!("-addr={socket}"), "-connect-timeout=5s", "-rpc-timeout=5s"],
         ] {
-            let probe = daemon.run(node, words).await?;
-            ensure!(probe.status.success(), "{words:?}: {}", probe.complaint());
+            // Its own patience is a second, unless told otherwise.
+            until("the probe succeeds", PATIENCE, || async {
+                Ok(daemon.run(node, words).await?.status.success())
+            })
+            .await
+            .with_context(|| format!("{words:?}"))?;
         }
         let ended = ipamd.terminate(PATIENCE).await?;
         ensure!(ended.code() == Some(0), "{name} after SIGTERM: {ended}");

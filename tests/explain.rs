@@ -56,7 +56,7 @@ async fn full() -> Result<(Lab, Ipamd, Vec<Pod>)> {
     let lab = Lab::builder().node("t3.small", "us-west-2a").start().await?;
     let node = &lab.nodes()[0];
     node.install_plugin(None).await?;
-    let options = IpamdOptions::new().env("MAX_ENI", 1).env("IP_COOLDOWN_PERIOD", 12);
+    let options = IpamdOptions::new().env("MAX_ENI", 1).env("IP_COOLDOWN_PERIOD", 25);
     let ipamd = node.start_ipamd(&options).await?;
     let mut pods = Vec::new();
     for index in 0..3 {

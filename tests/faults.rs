@@ -93,7 +93,7 @@ async fn an_unused_eni_is_deleted_however_often_ec2_refuses() -> Result<()> {
 async fn adds_wait_while_ec2_throttles_everything() -> Result<()> {
     on(Setting::new("m5.large"), async |stage| {
         stage.start().await?;
-        stage.fault(Fault::on("*").throttle().lasting(Duration::from_secs(10)));
+        stage.fault(Fault::on("*").throttle().lasting(Duration::from_secs(5)));
 
         // Nine addresses are there; the other pods have to wait for EC2.
         let node = stage.node().clone();

@@ -243,8 +243,12 @@ async fn leftovers_go() -> Result<()> {
 /// Says when `nft monitor` would have: every change of the packet filter gives it a new number.
 async fn generation(node: &Node) -> Result<String> {
     // The monitor tells the number of the change that the mark makes, and ends.
-    let script = "nft monitor & monitor=$!; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; \
-                  nft add table ip landmark; nft delete table ip landmark; done; kill $monitor";
+    let script = "nft monitor >/run/told & monitor=$!\n\
+                  for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1\n\
+                  nft add table ip landmark$i; nft delete table ip landmark$i; done\n\
+                  n=0; until sed -n '/delete table ip landmark10$/,$p' /run/told | grep -q '^# new generation' \
+                  || [ $n -ge 300 ]; do n=$((n+1)); sleep 0.1; done\n\
+                  kill $monitor; cat /run/told; rm /run/told";
     let seen = node.exec(&["sh", "-c", script]).await?;
     let last = seen.lines().filter_map(|line| line.strip_prefix("# new generation ")).next_back();
     let number = last.and_then(|line| line.split(' ').next()).context("nft monitor told of no change")?;

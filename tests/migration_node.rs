@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e::look::{self, Placed, lines};
 use e2e::until;
 use lab::cloud::{AttachNetworkInterface, CreateNetworkInterface, Request, Response};
+use lab::world::traffic::SentAgain;
 use lab::world::{
     ECHO_PORT, Echo, INTERNET_ECHO, IpamdOptions, Lab, Node, Place, Pod, PodSpec, STATE_FILE, at, finish,
 };
@@ -355,7 +356,7 @@ pub(crate) struct Stream {
     exchanges: Arc<AtomicU64>,
     task: JoinHandle<Result<()>>,
     ends: [Place; 2],
-    retransmitted: [u64; 2],
+    before: SentAgain,
 }
 
 impl Stream {
@@ -364,7 +365,7 @@ impl Stream {
         tcp.set_nodelay(true)?;
         while tcp.read_u8().await? != b'\n' {}
         let ends = [pod.place().clone(), far.clone()];
-        let retransmitted = [retransmissions(&ends[0])?, retransmissions(&ends[1])?];
+        let before = SentAgain::between(&ends[0], &ends[1])?;
         let (stop, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counter) = (stop.clone(), exchanges.clone());
         let task = tokio::spawn(async move {
@@ -380,7 +381,7 @@ impl Stream {
             }
             Ok(())
         });
-        Ok(Stream { stop, exchanges, task, ends, retransmitted })
+        Ok(Stream { stop, exchanges, task, ends, before })
     }
 
     /// Waits until it has gone on for some more exchanges.
@@ -393,21 +394,10 @@ impl Stream {
         .await
     }
 
-    /// Ends it, and says whether every segment was sent once.
+    /// Ends it, and says whether no segment was lost.
     pub(crate) async fn end(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await??;
-        let now = [retransmissions(&self.ends[0])?, retransmissions(&self.ends[1])?];
-        ensure!(now == self.retransmitted, "retransmissions went from {:?} to {now:?}", self.retransmitted);
-        Ok(())
+        self.before.insist_on_none_lost(&self.ends[0], &self.ends[1])
     }
-}
-
-/// TCP segments that were sent again in a namespace.
-fn retransmissions(place: &Place) -> Result<u64> {
-    let text = place.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
-    let mut lines = text.lines().filter_map(|it| it.strip_prefix("Tcp: "));
-    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RetransSegs");
-    found.and_then(|(_, value)| value.parse().ok()).context("find RetransSegs in /proc/net/snmp")
 }

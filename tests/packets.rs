@@ -120,8 +120,10 @@ async fn in_mode(ground: &Ground, mode: Mode) -> Result<()> {
         // Nothing took a wrong way and was tried again.
         ensure!(fabric.drops().await? == before, "{before:?} became {:?}", fabric.drops().await?);
         for pod in PODS {
-            let keeps_ports = ground.keeps_ports(pod, End::Internet, 6).await?;
-            ensure!(keeps_ports == (mode.random == "none"), "{pod:?} keeps its source ports: {keeps_ports}");
+            let kept = ground.kept_ports(pod, End::Internet, 6).await?;
+            // One may be another connection's already, or be hit upon by chance.
+            let is_right = if mode.random == "none" { kept >= 5 } else { kept <= 1 };
+            ensure!(is_right, "{pod:?} kept {kept} of 6 source ports");
         }
         return Ok(());
     }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::facts::{self, Facts};
 use e2e::flows::{ANSWER, Flow, Mode, Sees, all_delivered};
 use e2e::ground::{End, Ground, on};
-use e2e::scenarios;
+use e2e::{scenarios, until};
 use lab::world::{
     ECHO_PORT, INTERNET_ECHO, INTERNET_ECHO_V6, IpamdOptions, KubeProxy, PREMISES_ECHO, Protocol, Service,
     at, traffic,
@@ -228,6 +228,12 @@ async fn new_pods_are_reached_at_once(ground: &Ground) -> Result<()> {
         let again =
             traffic::retransmissions(other.place())? - before + traffic::retransmissions(pod.place())?;
         ensure!(again == 0, "{again} segments with {} were sent again", pod.label());
+        // Else the end of the connection would be sent again and again to a pod that is gone.
+        until("the connection has ended", ANSWER, || async {
+            let open = other.exec(&["ss", "-Htn", "state", "last-ack", "state", "close-wait"]).await?;
+            Ok(open.trim().is_empty())
+        })
+        .await?;
         pod.remove().await?;
     }
     Ok(())

@@ -140,7 +140,7 @@ async fn streams_run_through_a_kill_without_a_gap() -> Result<()> {
 
     let _again = again?;
     let delivered = delivered?;
-    ensure!(delivered.datagrams >= 1000 && delivered.exchanges > 0, "{delivered:?}");
+    ensure!(delivered.datagrams >= 300 && delivered.exchanges > 0, "{delivered:?}");
     ensure!(look::allocations(here)?.len() == 4);
     lab.shutdown().await
 }

@@ -211,7 +211,7 @@ fn an_absent_daemon_is_waited_for_and_then_reported() {
                    connection error: desc = \"transport: Error while dialing: dial unix \
                    /var/run/aws-node/ipamd.sock: connect: no such file or directory\"";
     assert_eq!(outcome.error(), (11, message.to_owned()));
-    assert!(outcome.took > Duration::from_secs(8) && outcome.took < Duration::from_secs(15));
+    assert!(outcome.took > Duration::from_secs(8) && outcome.took < Duration::from_secs(30));
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn a_hung_daemon_keeps_a_del_for_five_seconds() {
     let outcome = world.call("DEL", &[], CONFIG);
 
     outcome.success();
-    assert!(outcome.took < Duration::from_secs(8), "{:?}", outcome.took);
+    assert!(outcome.took < Duration::from_secs(20), "{:?}", outcome.took);
     assert_eq!(spooled(&world).len(), 1);
 }
 

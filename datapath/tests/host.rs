@@ -64,6 +64,7 @@ fn a_second_run_writes_nothing() {
     wanted.options.external_service_cidrs = vec!["10.100.0.0/16".parse().unwrap()];
     assert_ne!(node.converge(&wanted), Vec::<String>::new());
     let filter = node.space.run("nft -a list ruleset");
+    node.space.settle(2);
     let monitor = Monitor::start(&node.space);
 
     assert_eq!(node.converge(&wanted), Vec::<String>::new());

@@ -18,8 +18,7 @@ fn every_kind_of_change_is_told() {
     space.run("ip link set veth1 up");
     space.run("nft add table ip vpc-cni");
     let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
-    // What the links have to say of their beginnings, like addresses that become valid.
-    while !space.run("ip -6 addr show tentative").is_empty() {}
+    space.settle(2);
     monitor.changed().unwrap();
 
     for (line, expected) in [

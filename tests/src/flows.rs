@@ -210,12 +210,12 @@ impl Ground {
         Ok(())
     }
 
-    /// Whether the receiver sees the source ports that the sender has, on each of several tries.
+    /// On how many of several tries the receiver sees the source port that the sender has.
     ///
     /// # Errors
     /// No answer.
-    pub async fn keeps_ports(&self, from: End, to: End, tries: usize) -> Result<bool> {
-        let mut all = true;
+    pub async fn kept_ports(&self, from: End, to: End, tries: usize) -> Result<usize> {
+        let mut kept = 0;
         for _ in 0..tries {
             let socket = self.place(from).connected_udp(at(self.ip(to), ECHO_PORT)).await?;
             let mut buffer = [0; 64];
@@ -223,8 +223,8 @@ impl Ground {
             let length =
                 tokio::time::timeout(ANSWER, socket.recv(&mut buffer)).await.context("no answer")??;
             let seen: SocketAddr = std::str::from_utf8(&buffer[..length])?.trim().parse()?;
-            all &= seen.port() == socket.local_addr()?.port();
+            kept += usize::from(seen.port() == socket.local_addr()?.port());
         }
-        Ok(all)
+        Ok(kept)
     }
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use datapath::kernel::{Netlink, Netns, inside};
 use datapath::wanted::{PodInterface, PodNetwork};
@@ -46,6 +47,15 @@ impl Space {
 
     pub(crate) fn netlink(&self) -> Netlink {
         Netlink::open_in(&self.netns).unwrap()
+    }
+
+    /// Waits until the kernel has told all of the beginnings of so many links: that they are ready,
+    /// which it does in its own time, and that their own IPv6 addresses are valid.
+    pub(crate) fn settle(&self, links: usize) {
+        let own = || self.lines("ip -6 -o addr show scope link");
+        while own().iter().filter(|line| !line.contains("tentative")).count() < links {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn command(&self, line: &str) -> Command {

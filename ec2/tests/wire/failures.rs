@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use ec2::{Aws, AwsOptions, Class, Ec2, EniQuery, Imds, Priority, Retry};
 
 use crate::answers::refusal;
-use crate::server::{Reply, Server};
-use crate::{aws_at, id, imds_at, paced, plain, role_in_metadata};
+use crate::server::{Reply, Seen, Server};
+use crate::{aws_at, aws_that_waits, id, imds_at, paced, plain, role_in_metadata};
 
 fn attached() -> EniQuery {
     EniQuery::AttachedTo(id("i-0aa"))
@@ -78,7 +78,8 @@ async fn a_connection_that_breaks_may_have_brought_a_change_but_not_a_read() {
 
 #[tokio::test]
 async fn silence_ends_with_the_http_timeout() {
-    let (_server, aws) = plain(|_| Reply::Silence).await;
+    let server = Server::start(|_: &Seen| Reply::Silence).await;
+    let aws = aws_that_waits(&server.url(), Duration::from_millis(500)).await;
     let start = Instant::now();
 
     let read = aws.describe_enis(&attached(), None).await.unwrap_err();

@@ -31,11 +31,16 @@ fn role_in_metadata(seen: &Seen) -> Reply {
 
 /// A client of the server at `ec2`, with credentials from a metadata service of its own.
 async fn aws_at(endpoint: &str) -> Aws {
+    aws_that_waits(endpoint, Duration::from_secs(10)).await
+}
+
+/// The same, with a patience of its own for an answer.
+async fn aws_that_waits(endpoint: &str, http_timeout: Duration) -> Aws {
     let metadata = Server::start(role_in_metadata).await;
     let imds = imds_at(&metadata.url());
     let options = AwsOptions {
         endpoint: Some(endpoint.to_owned()),
-        http_timeout: Duration::from_millis(500),
+        http_timeout,
         user_agent: "amazon-vpc-cni-k8s/v9.8.7".to_owned(),
         ..AwsOptions::new("us-west-2")
     };

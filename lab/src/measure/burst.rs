@@ -134,7 +134,7 @@ pub async fn burst(burst: &Burst, bin_dir: Option<PathBuf>) -> Result<BurstOutco
     let ended = join_all(pods.iter().map(async |pod| (pod.add().await, began.elapsed()))).await;
 
     let outcome = judge(&pods, ended, lab.cloud().calls(), first);
-    ipamd.terminate(Duration::from_secs(10)).await?;
+    ipamd.terminate(Duration::from_secs(30)).await?;
     lab.shutdown().await?;
     Ok(outcome)
 }

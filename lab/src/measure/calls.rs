@@ -84,7 +84,7 @@ impl Running {
     }
 
     async fn end(self) -> Result<()> {
-        self.ipamd.terminate(Duration::from_secs(10)).await?;
+        self.ipamd.terminate(Duration::from_secs(30)).await?;
         self.lab.shutdown().await
     }
 }

@@ -92,7 +92,7 @@ pub async fn families(pods: usize, bin_dir: Option<PathBuf>) -> Result<Families>
     measured.ipv4.sort();
     measured.ipv6.sort();
     for daemon in daemons {
-        daemon.terminate(Duration::from_secs(10)).await?;
+        daemon.terminate(Duration::from_secs(30)).await?;
     }
     lab.shutdown().await?;
     Ok(measured)

@@ -130,6 +130,8 @@ impl Place {
             .socket(|| {
                 let socket = std::net::UdpSocket::bind(address)?;
                 socket.set_nonblocking(true)?;
+                // Several streams at once must not overflow it while nobody reads.
+                socket2::SockRef::from(&socket).set_recv_buffer_size(1 << 20)?;
                 Ok(socket)
             })
             .with_context(|| format!("bind UDP {address} in {}", self.name))?;
