@@ -6,6 +6,7 @@ use e2e::facts::{self, Facts};
 use e2e::flows::{ANSWER, Flow, Mode, Sees, all_delivered};
 use e2e::ground::{End, Ground, on};
 use e2e::{scenarios, until};
+use lab::world::traffic::SentAgain;
 use lab::world::{
     ECHO_PORT, INTERNET_ECHO, INTERNET_ECHO_V6, IpamdOptions, KubeProxy, PREMISES_ECHO, Protocol, Service,
     at, traffic,
@@ -222,15 +223,14 @@ async fn new_pods_are_reached_at_once(ground: &Ground) -> Result<()> {
     let other = ground.pod(End::OtherNear).context("no pod")?;
     for number in 0..4 {
         let pod = ground.node().add_pod("default", &format!("new{number}")).await?;
-        let before = traffic::retransmissions(other.place())?;
+        let before = SentAgain::between(other.place(), pod.place())?;
         let (place, to) = if number % 2 == 0 { (other.place(), &pod) } else { (pod.place(), other) };
         place.seen(Protocol::Tcp, at(to.ip(), ECHO_PORT), ANSWER).await?;
-        let again =
-            traffic::retransmissions(other.place())? - before + traffic::retransmissions(pod.place())?;
-        ensure!(again == 0, "{again} segments with {} were sent again", pod.label());
+        let lost = before.insist_on_none_lost(other.place(), pod.place());
+        lost.with_context(|| pod.label())?;
         // Else the end of the connection would be sent again and again to a pod that is gone.
         until("the connection has ended", ANSWER, || async {
-            let open = other.exec(&["ss", "-Htn", "state", "last-ack", "state", "close-wait"]).await?;
+            let open = other.exec(&["ss", "-Htn", "state", "connected", "exclude", "time-wait"]).await?;
             Ok(open.trim().is_empty())
         })
         .await?;

@@ -20,6 +20,9 @@ const RECOVERY: Duration = Duration::from_secs(300);
 /// How long the hourly sweep may let wait, its spread over the cluster included.
 const SWEEP: Duration = Duration::from_secs(4500);
 
+/// How often subnets are looked at in an hour if one had too little: every two minutes.
+const LOOKS_AT_TIGHT_SUBNETS: u64 = 31;
+
 /// How often to look while something may still settle.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
@@ -161,7 +164,11 @@ pub(super) async fn settle(stage: &Stage<'_>) {
             // It asks for what the subnets do not have, now and then.
             continue;
         }
-        // The sweep is hourly: two of it may fall into an hour and a bit.
+        // The sweep is hourly, and one more of it may fall into the time. It reads the subnets, what is
+        // attached, and what is left over by the node and by others.
+        let hours = stage.scenario.idle.as_secs() / 3600;
+        let sweeps = hours + 1;
+        let looks = if stage.scenario.has_tight_subnets() { hours * LOOKS_AT_TIGHT_SUBNETS } else { 0 };
         let new: Vec<_> = now
             .iter()
             .map(|(action, count)| {
@@ -170,9 +177,8 @@ pub(super) async fn settle(stage: &Stage<'_>) {
             .filter(|(action, count)| {
                 *count
                     > match action.as_str() {
-                        // Every two minutes where a subnet had too little.
-                        "DescribeSubnets" => 35,
-                        read if read.starts_with("Describe") => 10,
+                        "DescribeSubnets" => sweeps + looks,
+                        "DescribeNetworkInterfaces" => 3 * sweeps,
                         _ => 0,
                     }
             })

@@ -37,7 +37,7 @@ impl Scenario {
             vars,
             subnets,
             active: chance.secs(600, 2400),
-            idle: Duration::from_secs(if chance.percent(15) { 3600 } else { 600 }),
+            idle: Duration::from_secs(if chance.percent(15) { 7200 } else { 3600 }),
             latency: chance.millis(20, most_latency),
             attach_delay: chance.millis(0, 4000),
             detach_delay: chance.millis(0, 8000),

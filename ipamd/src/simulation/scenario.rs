@@ -169,6 +169,14 @@ impl Scenario {
         self.events.iter().any(|(_, event)| matches!(event, Event::Tag { .. }))
     }
 
+    /// Whether a subnet may have too little at some time.
+    pub(super) fn has_tight_subnets(&self) -> bool {
+        let fills = |event: &Event| matches!(event, Event::Fill { .. } | Event::Fragment { .. });
+        self.changes_subnets()
+            || self.subnets.iter().any(|subnet| subnet.prefix_len() > 22)
+            || self.events.iter().any(|(_, event)| fills(event))
+    }
+
     /// Whether the file that tells of ENIs in the making is lost at some time.
     pub(super) fn damages_second_file(&self) -> bool {
         self.events.iter().any(|(_, event)| matches!(event, Event::Damage { is_sidecar: true, .. }))

@@ -235,7 +235,7 @@ impl SentAgain {
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn retransmissions(place: &Place) -> Result<u64> {
+fn retransmissions(place: &Place) -> Result<u64> {
     counter(place, "snmp", "Tcp: ", "RetransSegs")
 }
 
