@@ -132,14 +132,7 @@ fn an_address_of_the_image_on_a_secondary_eni_gives_way() {
 
     node.converge(&Node::wanted());
 
-    let addresses = node.space.json("ip -j -4 addr show dev eth1");
-    let addresses: Vec<&str> = addresses[0]["addr_info"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| one["local"].as_str().unwrap())
-        .collect();
-    assert_eq!(addresses, ["169.254.7.7", "10.0.16.131"]);
+    assert_eq!(node.space.addresses("eth1"), ["169.254.7.7", "10.0.16.131"]);
     assert!(!node.space.run("ip route").contains("10.0.16.0/20"));
     assert_eq!(node.converge(&Node::wanted()), Vec::<String>::new());
 }

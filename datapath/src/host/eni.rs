@@ -42,7 +42,8 @@ pub(super) fn eni_steps(
         .collect();
     let has_own = on_link().any(|address| address.net == own.net);
     // With its last address a device loses all its IPv4 routes, in every table; and deleting the
-    // first address of a block deletes the others of the block.
+    // first address of a block deletes the others of the block, unless the kernel promotes the
+    // next one. Where its own has stayed, adding it is a step too many that does nothing.
     let addresses_change = !has_own || !strangers.is_empty();
     steps.extend(strangers);
     if addresses_change {

@@ -36,7 +36,7 @@ impl Step {
     /// Whether `errno` says that there is nothing left to do.
     pub(crate) fn is_satisfied_by(&self, errno: i32) -> bool {
         match self {
-            Self::AddRule(_) => errno == libc::EEXIST,
+            Self::AddRule(_) | Self::AddAddress(_) | Self::AddLinkAddress(_) => errno == libc::EEXIST,
             Self::DeleteRule(_) => errno == libc::ENOENT,
             Self::DeleteRoute(_) => errno == libc::ESRCH,
             Self::DeleteAddress(_) => errno == libc::EADDRNOTAVAIL,

@@ -111,6 +111,13 @@ impl Space {
         all.into_iter().filter(|line| !own.iter().any(|number| line.starts_with(number))).collect()
     }
 
+    /// The IPv4 addresses of a link, in the kernel's order.
+    pub(crate) fn addresses(&self, link: &str) -> Vec<String> {
+        let shown = self.json(&format!("ip -j -4 addr show dev {link}"));
+        let addresses = shown[0]["addr_info"].as_array().unwrap();
+        addresses.iter().map(|one| one["local"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// One link as `ip -j -d link` tells it.
     pub(crate) fn link(&self, name: &str) -> Value {
         self.json(&format!("ip -j -d link show dev {name}")).remove(0)
