@@ -174,6 +174,48 @@ fn a_pod_answers_the_outside_by_the_eni_that_the_question_came_from() {
 }
 
 #[test]
+fn a_stream_that_nobody_answers_goes_on_as_it_began_when_the_options_change() {
+    let node_translates = Node::wanted();
+    let mut excluded = Node::wanted();
+    excluded.options.exclude_snat_cidrs = vec!["198.51.100.0/24".parse().unwrap()];
+    let mut external = Node::wanted();
+    external.options.external_snat = true;
+    let mut without_a_table = external.clone();
+    without_a_table.options.node_port = false;
+    for (before, after, source) in [
+        (&external, &node_translates, "10.0.16.7"),
+        (&without_a_table, &node_translates, "10.0.16.7"),
+        (&excluded, &node_translates, "10.0.16.7"),
+        (&node_translates, &external, "10.0.0.10"),
+        (&node_translates, &excluded, "10.0.0.10"),
+    ] {
+        let wires = Wires::new();
+        // Connections are tracked whatever our options, as kube-proxy makes the kernel do.
+        wires.node.space.feed(
+            "nft -f -",
+            "table ip services {
+                chain pre {
+                    type nat hook prerouting priority dstnat
+                    ip daddr 172.20.0.1 udp dport 53 dnat to 10.0.200.1:9000
+                }
+            }\n",
+        );
+        wires.node.converge(before);
+        let (pod, outside) = (socket(&wires.pod, POD), socket(&wires.node.vpc, OUTSIDE));
+        let sees = || {
+            pod.send_to(b"line", OUTSIDE).unwrap();
+            let (_, seen) = outside.recv_from(&mut [0; 16]).expect("the datagram arrives");
+            seen.ip().to_string()
+        };
+
+        assert_eq!([sees(), sees()], [source, source], "from {before:?}");
+        assert_ne!(wires.node.converge(after), Vec::<String>::new());
+
+        assert_eq!([sees(), sees()], [source, source], "from {before:?} to {after:?}");
+    }
+}
+
+#[test]
 fn a_service_is_judged_by_where_its_connection_really_goes() {
     let wires = Wires::new();
     wires.node.space.feed(

@@ -8,8 +8,9 @@
 //!   marks connections that come in over the primary ENI, as node ports do. A connection that
 //!   carries the node's own address in the pod's place belongs to the primary ENI whatever its
 //!   mark says: it may be from before the operator chose another mark;
-//! - `mark-outbound` marks new connections of pods to the world outside. It stands behind
-//!   destination NAT, so that it sees where a service's connection really goes;
+//! - `mark-outbound` marks connections of pods to the world outside, each with the packet with
+//!   which its translation is settled. It stands behind destination NAT, so that it sees where a
+//!   service's connection really goes;
 //! - `translate` gives what leaves for the outside the node's own address.
 
 use std::collections::BTreeSet;
@@ -132,16 +133,17 @@ fn restore_mark(wanted: &HostNetwork, primary_link: &str, pods: &[String]) -> Ve
     rules
 }
 
-/// Only packets that open a connection, in its direction: an answer to somebody who came in
-/// over another ENI has to leave by that one.
+/// Only a connection's first packet, which alone is not confirmed yet: with it `translate` decides
+/// for good. A stream that nobody answers stays new for ever; marked later, under other options, it
+/// would leave by the primary ENI with an address that is not the primary ENI's. And an answer to
+/// somebody who came in over another ENI has to leave by that one.
 fn mark_outbound(mark: u32, pods: &str) -> Value {
     rule(
         FAMILY,
         MARK_OUTBOUND,
         &[
             matches("==", &meta("iifname"), pods),
-            matches("in", &ct("state"), "new"),
-            matches("==", &ct("direction"), "original"),
+            matches("!", &ct("status"), "confirmed"),
             is_not_local(),
             is_not_internal(),
             set(&ct("mark"), "|", mark),
