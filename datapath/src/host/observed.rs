@@ -1,7 +1,11 @@
 //! What the kernel holds of the node's own network.
 
-use vpc::Family;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use vpc::{Family, RouteTable};
+
+use super::rules;
 use crate::kernel::{Address, KernelError, Link, Links, Netlink, Route, Rule, sysctl};
 
 /// `rp_filter` that drops packets whose answers would leave by another link.
@@ -17,8 +21,28 @@ pub(super) struct Observed {
     pub(super) routes: Vec<Route>,
     /// Of both families, in the kernel's order.
     pub(super) rules: Vec<Rule>,
+    /// Of the family that is not the pods'.
+    pub(super) other_family: InUse,
     /// `rp_filter` of `all`; the kernel uses the larger of it and the link's own.
     pub(super) rp_filter_of_all: i32,
+}
+
+/// Of a family, what a rule of an ENI may still be there for. Read only where there is such a rule:
+/// a node has none in the family that is not the pods', unless it had pods in it once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InUse {
+    /// Addresses of links.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Tables with a route.
+    pub(super) tables: BTreeSet<RouteTable>,
+}
+
+impl InUse {
+    fn read(netlink: &mut Netlink, family: Family, links: &Links) -> Result<Self, KernelError> {
+        let addresses = netlink.addresses(family, links)?.into_iter().map(|address| address.net.addr());
+        let routes = netlink.routes(family, None, links)?.into_iter().map(|route| route.table);
+        Ok(Self { addresses: addresses.collect(), tables: routes.collect() })
+    }
 }
 
 impl Observed {
@@ -28,10 +52,16 @@ impl Observed {
         for family in Family::BOTH {
             rules.append(&mut netlink.rules(family)?);
         }
+        let mut other_family = InUse::default();
+        let stranger = rules.iter().find(|rule| rule.family != family && rules::eni_of(rule).is_some());
+        if let Some(rule) = stranger {
+            other_family = InUse::read(netlink, rule.family, &links)?;
+        }
         Ok(Self {
             addresses: netlink.addresses(family, &links)?,
             routes: netlink.routes(family, None, &links)?,
             rules,
+            other_family,
             links,
             rp_filter_of_all: sysctl::read("net/ipv4/conf/all/rp_filter")
                 .ok()

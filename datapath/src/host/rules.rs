@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use vpc::{Family, IPV6_VPC_ROUTER, RouteTable};
 
-use super::observed::Observed;
+use super::observed::{InUse, Observed};
 use crate::kernel::{Rule, Step};
 use crate::wanted::{HostNetwork, HostOptions, priority};
 
@@ -121,20 +121,29 @@ fn local_rule_steps(observed: &[Rule], family: Family, is_strict: bool) -> Vec<S
 
 /// Rules from addresses of ENIs that are gone, with their routes: an ENI that comes with the same
 /// address would inherit them. A rule that leads to a table with a route, or from an address that
-/// some link has, is in use, whoever made it.
+/// some link has, is in use, whoever made it: an ENI of another network card, or one that we do not
+/// manage.
 fn dead_eni_rules(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
-    let is_dead = |rule: &&Rule| {
-        let Some(source) = rule.from.and_then(crate::kernel::single) else { return false };
-        let Some(table) = rule.table else { return false };
-        let plain = Rule::from_address(priority::FROM_ENI, source, table);
-        **rule == plain
-            && rule.family == wanted.family
-            && (ENI_TABLES.contains(&table.0) || table.0 >= CARD_TABLES)
-            && !wanted.enis.iter().any(|eni| eni.address == source)
-            && !observed.addresses.iter().any(|address| address.net.addr() == source)
-            && !observed.routes.iter().any(|route| route.table == table)
+    let is_in_use = |family: Family, source: IpAddr, table: RouteTable| {
+        if family != wanted.family {
+            let InUse { addresses, tables } = &observed.other_family;
+            return addresses.contains(&source) || tables.contains(&table);
+        }
+        wanted.enis.iter().any(|eni| eni.address == source)
+            || observed.addresses.iter().any(|address| address.net.addr() == source)
+            || observed.routes.iter().any(|route| route.table == table)
     };
+    let is_dead =
+        |rule: &&Rule| eni_of(rule).is_some_and(|(source, table)| !is_in_use(rule.family, source, table));
     observed.rules.iter().filter(is_dead).cloned().map(Step::DeleteRule).collect()
+}
+
+/// The address and the table of the ENI that a rule has the shape to be of.
+pub(super) fn eni_of(rule: &Rule) -> Option<(IpAddr, RouteTable)> {
+    let (source, table) = (crate::kernel::single(rule.from?)?, rule.table?);
+    let is_plain = *rule == Rule::from_address(priority::FROM_ENI, source, table);
+    let is_of_an_eni = ENI_TABLES.contains(&table.0) || table.0 >= CARD_TABLES;
+    (is_plain && is_of_an_eni).then_some((source, table))
 }
 
 #[cfg(test)]
