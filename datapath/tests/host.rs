@@ -14,7 +14,7 @@ use datapath::kernel::inside;
 use datapath::pod;
 use support::node::Node;
 use support::{Space, pod as pod_of};
-use vpc::RouteTable;
+use vpc::{Family, RouteTable};
 
 #[test]
 fn a_node_with_pods_is_as_the_goldens_say() {
@@ -278,6 +278,34 @@ fn a_node_that_drops_or_does_not_forward_is_warned_about() {
             HostWarning::StrictReversePath { link: "eth0".to_owned() },
         ]
     );
+}
+
+#[test]
+fn a_filter_that_drops_ipv6_is_warned_about_where_pods_have_ipv6() {
+    let with_egress = |has_address: bool| {
+        let mut wanted = Node::wanted_of(Family::V4);
+        wanted.options.egress = true;
+        wanted.primary.address_v6 = wanted.primary.address_v6.filter(|_| has_address);
+        wanted
+    };
+    for (wanted, is_warned) in [
+        (Node::wanted_of(Family::V6), true),
+        (with_egress(true), true),
+        (with_egress(false), false),
+        (Node::wanted_of(Family::V4), false),
+    ] {
+        let node = Node::of(Family::V6);
+        node.space.feed(
+            "nft -f -",
+            "table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }\n",
+        );
+
+        let mut netlink = node.space.netlink();
+        let warnings = inside(&node.space.netns, || host::warnings(&mut netlink, &wanted)).unwrap();
+
+        let dropped = HostWarning::ForwardDropped { table: "ip6 filter".to_owned() };
+        assert_eq!(warnings.contains(&dropped), is_warned, "{wanted:?}: {warnings:?}");
+    }
 }
 
 /// `ip monitor` in a namespace, with everything that it prints.

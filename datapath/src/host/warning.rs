@@ -72,10 +72,13 @@ pub fn warnings(netlink: &mut Netlink, wanted: &HostNetwork) -> Vec<HostWarning>
     let primary =
         |observed: &Observed| observed.links.by_mac(wanted.primary.mac).map(|link| link.name.clone());
     let observed = Observed::read(netlink, wanted.family).ok();
-    if wanted.family == Family::V6 || wanted.options.egress && wanted.primary.address_v6.is_some() {
+    let forwards_v6 =
+        wanted.family == Family::V6 || wanted.options.egress && wanted.primary.address_v6.is_some();
+    if forwards_v6 {
         warnings.extend(ipv6_warnings(observed.as_ref().and_then(primary)));
     }
-    let dropping = nft::tables_that_drop_forwarded().unwrap_or_default();
+    let families = if forwards_v6 { &Family::BOTH[..] } else { &[Family::V4] };
+    let dropping = nft::tables_that_drop_forwarded(families).unwrap_or_default();
     warnings.extend(dropping.into_iter().map(|table| HostWarning::ForwardDropped { table }));
     if let Some(observed) = observed {
         let ours = wanted.enis.iter().map(|eni| eni.mac).chain([wanted.primary.mac]);

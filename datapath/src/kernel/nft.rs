@@ -90,15 +90,18 @@ pub(crate) fn replace(family: Family, wanted: Option<&Ruleset>) -> Result<(), Nf
     }
 }
 
-/// The tables of which a chain drops, by policy, what the node would forward over IPv4.
-pub(crate) fn tables_that_drop_forwarded() -> Result<Vec<String>, NftError> {
+/// The tables of which a chain drops, by policy, what the node would forward in one of `families`.
+pub(crate) fn tables_that_drop_forwarded(families: &[Family]) -> Result<Vec<String>, NftError> {
     let action = "list nft chains";
     let listing = run(action, &["-j", "list", "chains"], None)?;
     let listing: Value =
         serde_json::from_slice(&listing).map_err(|cause| NftError::Output { action, cause })?;
     let chains = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+    let is_concerned = |chain: &Value| {
+        chain["family"] == "inet" || families.iter().any(|family| chain["family"] == nft_family(*family))
+    };
     Ok(chains
-        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop" && chain["family"] != "ip6")
+        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop" && is_concerned(chain))
         .map(|chain| {
             let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
             format!("{} {}", text("family"), text("table"))
