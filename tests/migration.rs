@@ -5,10 +5,16 @@ mod migration_v6;
 #[path = "../datapath/tests/support/reference.rs"]
 mod reference;
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, ensure};
 use e2e::look::{self, Dump};
 use e2e::{Scenario, binary, find, until};
-use lab::world::{IPAMD_LOG, Ipamd, IpamdOptions, Lab, Node, Ran, finish};
+use lab::cloud::CloudBuilder;
+use lab::world::{
+    ECHO_PORT, INTERNET_ECHO, INTERNET_ECHO_V6, IPAMD_LOG, Ipamd, IpamdOptions, Lab, Node, Protocol, Ran, at,
+    finish,
+};
 use migration_node::{OldNode, PATIENCE};
 use reference::{Reference, content, foreign, leftovers};
 use serde_json::Value;
@@ -38,6 +44,13 @@ fn main() {
         Scenario::new("another_mark_and_prefix_at_the_take_over_interrupt_nobody", other_settings).needs(NFT),
         Scenario::new("after_uninstall_the_reference_may_have_other_options", after_uninstall).needs(NFT),
         Scenario::new("uninstall_refuses_while_the_daemon_serves", uninstall_refuses),
+        Scenario::new("after_uninstall_running_pods_of_an_ipv4_cluster_still_reach_ipv6", || {
+            egress_stays(IpamdOptions::new().env("ENABLE_V6_EGRESS", true), INTERNET_ECHO_V6.into())
+        }),
+        Scenario::new("after_uninstall_running_pods_of_an_ipv6_cluster_still_reach_ipv4", || {
+            let options = IpamdOptions::new().env("ENABLE_IPv6", true).env("ENABLE_IPv4", false);
+            egress_stays(options.env("ENABLE_PREFIX_DELEGATION", true), INTERNET_ECHO.into())
+        }),
         Scenario::new("leftovers_of_both_front_ends_go_at_the_next_start", leftovers_go)
             .needs(NFT)
             .needs(LEGACY),
@@ -212,6 +225,44 @@ async fn uninstall_refuses() -> Result<()> {
     let ran = ipamd(&node, &["uninstall"]).await?;
     ensure!(ran.status.success(), "{ran:?}");
     ensure!(!node.exec(&["nft", "list", "tables"]).await?.contains("vpc-cni"));
+    lab.shutdown().await
+}
+
+async fn egress_stays(options: IpamdOptions, target: IpAddr) -> Result<()> {
+    let cloud = CloudBuilder::two_zones(7).ipv6();
+    let lab = Lab::builder().cloud(cloud).node("m5.large", "us-west-2a").start().await?;
+    let node = lab.nodes()[0].clone();
+    node.install_plugin(None).await?;
+    // What `init-node` sets.
+    node.place().sysctl("ipv6/conf/all/forwarding", "1")?;
+    let own = lab.cloud().snapshot().attached(node.instance_id())[0].ipv6_addresses[0];
+    let (table, address): (_, IpAddr) =
+        if target.is_ipv4() { ("ip", node.primary_ip().into()) } else { ("ip6", own.into()) };
+    let daemon = node.start_ipamd(&options).await?;
+    let pod = node.add_pod("default", "web").await?;
+    let reaches_it = async || {
+        let seen = pod.place().seen(Protocol::Udp, at(target, ECHO_PORT), PATIENCE).await?;
+        ensure!(seen.ip() == address, "{target} sees {seen}, not {address}");
+        anyhow::Ok(())
+    };
+    reaches_it().await.context("before uninstall")?;
+    daemon.terminate(PATIENCE).await?;
+
+    let ran = ipamd(&node, &["uninstall"]).await?;
+    let kept = format!("kept nft table {table} vpc-cni, with its rules for egress alone");
+    ensure!(ran.status.success() && ran.text().contains(&kept), "{ran:?}");
+    let tables = node.exec(&["nft", "list", "tables"]).await?;
+    ensure!(tables == format!("table {table} vpc-cni\n"), "{tables}");
+    reaches_it().await.context("after uninstall")?;
+
+    pod.remove().await?;
+    drop(pod);
+    until("the pod's links are gone", PATIENCE, || async {
+        Ok(!node.exec(&["ip", "-o", "link"]).await?.contains(": veth"))
+    })
+    .await?;
+    let again = ipamd(&node, &["uninstall"]).await?;
+    ensure!(again.text().starts_with(&format!("removed nft table {table} vpc-cni\n")), "{again:?}");
     lab.shutdown().await
 }
 

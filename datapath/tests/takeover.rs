@@ -328,17 +328,3 @@ fn a_daemon_of_the_reference_that_comes_back_is_seen() {
     take_over_wholly(&space);
     assert_eq!(signs(), Vec::<String>::new());
 }
-
-#[test]
-fn our_tables_can_be_removed() {
-    let node = Node::new();
-    node.converge(&Node::wanted());
-    node.space.run("nft add table ip6 vpc-cni");
-    node.space.run("nft add table ip somebody");
-    let remove = || inside(&node.space.netns, takeover::remove_our_tables).unwrap().unwrap();
-
-    assert_eq!(remove(), ["nft table ip vpc-cni", "nft table ip6 vpc-cni"]);
-
-    assert_eq!(node.space.run("nft list tables"), "table ip somebody\n");
-    assert_eq!(remove(), Vec::<String>::new());
-}

@@ -9,6 +9,7 @@
 //! `nft` neither sees the legacy front end's rules nor names the comments of the other's, so
 //! here alone iptables' tools for saving and restoring are run.
 
+mod departure;
 mod plan;
 mod reference;
 mod saved;
@@ -23,10 +24,11 @@ use vpc::Family;
 
 use crate::evidence;
 use crate::kernel::{KernelError, Netlink, NftError, nft};
-use crate::wanted::nft::{TABLE, egress_range, nft_family};
+use crate::wanted::nft::egress_range;
 use plan::Removal;
 use tools::{FRONT_ENDS, FrontEnd, Presence};
 
+pub use departure::{Departure, DepartureError, KeptTable, remove_our_tables};
 pub use tools::ToolError;
 
 /// How often one front end's rules are read before giving up: somebody changes them as fast as
@@ -159,21 +161,6 @@ pub fn signs_of_return() -> Result<Vec<String>, NftError> {
         signs.push(format!("iptables chain {} in table nat", reference::FIRST_CHAIN));
     }
     Ok(signs)
-}
-
-/// Removes our own tables from the calling thread's namespace, for a node that somebody else
-/// will serve. Names those that were there.
-///
-/// # Errors
-/// [`NftError`] if `nft` fails.
-pub fn remove_our_tables() -> Result<Vec<String>, NftError> {
-    let mut removed = Vec::new();
-    for family in Family::BOTH {
-        if nft::delete_table(nft_family(family), TABLE)? {
-            removed.push(format!("nft table {}", nft::table(family)));
-        }
-    }
-    Ok(removed)
 }
 
 #[cfg(test)]

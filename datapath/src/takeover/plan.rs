@@ -96,14 +96,21 @@ impl Removal {
     }
 }
 
+/// The pods that the rules of `table` lead to an egress chain, by their addresses.
+pub(super) fn egress_sources(table: &Table) -> impl Iterator<Item = IpAddr> {
+    table.rules.iter().filter(|rule| reference::is_egress_jump(&table.name, rule)).filter_map(source)
+}
+
+/// The address whose packets a rule is about.
+fn source(rule: &Rule) -> Option<IpAddr> {
+    rule.value("-s")?.split('/').next()?.parse().ok()
+}
+
 /// The egress chains that are the reference's and may go: every rule in them bears its comment,
 /// and no pod of `kept` is led there. One that is empty and that nobody is led to is what a
 /// deletion left that was cut short.
 fn egress_chains<'a>(table: &'a Table, kept: &BTreeSet<IpAddr>) -> BTreeSet<&'a str> {
-    let is_kept = |jump: &Rule| {
-        let source = jump.value("-s").and_then(|block| block.split('/').next());
-        source.and_then(|address| address.parse().ok()).is_some_and(|address| kept.contains(&address))
-    };
+    let is_kept = |jump: &Rule| source(jump).is_some_and(|address| kept.contains(&address));
     let may_go = |chain: &&str| {
         let jumps = || table.rules.iter().filter(|rule| rule.target() == *chain);
         let content = || table.rules.iter().filter(|rule| rule.chain == *chain);

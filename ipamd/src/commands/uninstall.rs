@@ -2,13 +2,14 @@
 //!
 //! Everything else that a node has of us amazon-vpc-cni-k8s has too, under the same names and
 //! numbers, and pods live on it. Our tables it does not know: they would go on doing what our
-//! options said when its own have changed.
+//! options said when its own have changed. What pods need that reach the other family through the
+//! node stays while they run: amazon-vpc-cni-k8s translates for such a pod only if it made it.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use datapath::kernel::NftError;
+use datapath::takeover::{Departure, DepartureError, KeptTable};
 use proto::node::StatusRequest;
 
 use super::ask::{AskError, ask};
@@ -39,21 +40,36 @@ next: start amazon-vpc-cni-k8s, which knows all of that as its own. Until a daem
 /// A daemon of ours serves; or the packet filter refuses.
 pub(crate) async fn run(
     args: &UninstallArgs,
-    remove: impl FnOnce() -> Result<Vec<String>, NftError>,
+    remove: impl FnOnce() -> Result<Departure, DepartureError>,
     out: &mut impl Write,
 ) -> Result<()> {
     if !args.force {
         insist_on_absence(args).await?;
     }
-    let removed = remove().context("remove our packet filter, which needs CAP_NET_ADMIN")?;
-    if removed.is_empty() {
+    let Departure { removed, kept } =
+        remove().context("remove our packet filter, which needs CAP_NET_ADMIN")?;
+    if removed.is_empty() && kept.is_empty() {
         writeln!(out, "nothing to remove: this node has no table of ours")?;
     }
     for table in removed {
         writeln!(out, "removed {table}")?;
     }
+    for table in &kept {
+        out.write_all(stays(table).as_bytes())?;
+    }
     out.write_all(LEFT.as_bytes())?;
     Ok(())
+}
+
+fn stays(table: &KeptTable) -> String {
+    let KeptTable { name, family, pods } = table;
+    let pods: Vec<String> = pods.iter().map(ToString::to_string).collect();
+    format!(
+        "kept {name}, with its rules for egress alone: by it running pods reach {family} with the node's\n  \
+         address, which amazon-vpc-cni-k8s sees to only for pods that it made. It misleads no other packet. Once\n  \
+         these pods are gone, run uninstall again to remove it: {}\n",
+        pods.join(", ")
+    )
 }
 
 /// A daemon of the reference may serve: it is who comes after us, and it leaves our tables alone.
@@ -77,6 +93,9 @@ async fn insist_on_absence(args: &UninstallArgs) -> Result<()> {
 mod tests {
     use std::os::unix::net::UnixListener;
 
+    use datapath::kernel::NftError;
+    use vpc::Family;
+
     use super::*;
 
     fn args(socket: PathBuf, force: bool) -> UninstallArgs {
@@ -84,9 +103,13 @@ mod tests {
     }
 
     async fn said(args: &UninstallArgs, removed: &[&str]) -> Result<String> {
-        let mut out = Vec::new();
         let removed = removed.iter().map(|line| (*line).to_owned()).collect();
-        run(args, || Ok(removed), &mut out).await?;
+        said_of(args, Departure { removed, kept: Vec::new() }).await
+    }
+
+    async fn said_of(args: &UninstallArgs, departure: Departure) -> Result<String> {
+        let mut out = Vec::new();
+        run(args, || Ok(departure), &mut out).await?;
         Ok(String::from_utf8(out)?)
     }
 
@@ -104,6 +127,23 @@ mod tests {
 
         let again = said(&args, &[]).await.unwrap();
         assert!(again.starts_with("nothing to remove"), "{again}");
+    }
+
+    #[tokio::test]
+    async fn a_table_that_pods_need_is_told_with_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let args = args(directory.path().join("ipamd.sock"), false);
+        let pods = ["169.254.172.3", "169.254.172.9"].map(|address| address.parse().unwrap());
+        let table =
+            KeptTable { name: "nft table ip vpc-cni".to_owned(), family: Family::V4, pods: pods.into() };
+
+        let text = said_of(&args, Departure { removed: Vec::new(), kept: vec![table] }).await.unwrap();
+
+        assert!(text.starts_with("kept nft table ip vpc-cni, with its rules for egress alone"), "{text}");
+        assert!(
+            text.contains("run uninstall again to remove it: 169.254.172.3, 169.254.172.9\nleft"),
+            "{text}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -125,10 +165,10 @@ mod tests {
     async fn a_refusal_of_the_packet_filter_is_passed_on() {
         let directory = tempfile::tempdir().unwrap();
         let refused = || {
-            Err(NftError::Refused {
+            Err(DepartureError::Filter(NftError::Refused {
                 action: "delete an nft table",
                 message: "Operation not permitted".to_owned(),
-            })
+            }))
         };
 
         let args = args(directory.path().join("ipamd.sock"), false);

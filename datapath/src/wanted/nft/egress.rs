@@ -48,6 +48,21 @@ pub(super) fn part(family: Family, wanted: &HostNetwork) -> Part {
     part
 }
 
+/// The rules among `objects` that are about egress addresses, with their chains and the table; nothing
+/// if none of them translates.
+pub(super) fn part_of(family: Family, objects: &[Value]) -> Vec<Value> {
+    let range = block(egress_range(family));
+    let expressions = |object: &Value| object["rule"]["expr"].as_array().cloned().unwrap_or_default();
+    let is_rule = |object: &&Value| expressions(object).iter().any(|part| part["match"]["right"] == range);
+    let rules = || objects.iter().filter(is_rule);
+    if !rules().flat_map(expressions).any(|part| part.get("snat").is_some()) {
+        return Vec::new();
+    }
+    let is_chain = |object: &Value| rules().any(|rule| rule["rule"]["chain"] == object["chain"]["name"]);
+    let is_part = |object: &&Value| object.get("table").is_some() || is_rule(object) || is_chain(object);
+    objects.iter().filter(is_part).cloned().collect()
+}
+
 /// Nobody opens a connection to an egress address.
 fn reject_strangers(family: Family) -> Value {
     let to_range = matches("==", &address(family, "daddr"), block(egress_range(family)));

@@ -87,6 +87,13 @@ impl Ruleset {
         canonical(self) == canonical(other)
     }
 
+    /// What of a listed table pods need that reach its family through the node; none if it does
+    /// not translate for them.
+    pub(crate) fn of_egress(&self) -> Option<Self> {
+        let objects = egress::part_of(self.family, &self.objects);
+        (!objects.is_empty()).then_some(Self { family: self.family, objects })
+    }
+
     /// One transaction that puts this in the place of whatever the table holds.
     #[must_use]
     pub fn transaction(&self) -> Value {
