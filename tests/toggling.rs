@@ -17,6 +17,8 @@ fn main() {
             node_port_support,
             external_snat,
             node_port_support_with_external_snat,
+            external_snat_without_node_port_support,
+            external_snat_under_a_stream_that_nobody_answers,
             random_source_ports,
             excluded_ranges,
             external_service_ranges,
@@ -45,6 +47,44 @@ async fn external_snat() -> Result<()> {
 
 async fn node_port_support_with_external_snat() -> Result<()> {
     toggle(Mode::new(true, true).options(), Mode::new(false, true).options(), &[NodePort]).await
+}
+
+async fn external_snat_without_node_port_support() -> Result<()> {
+    // Begun without translation on the node: what is begun with it needs the mark, of which nothing
+    // is left when neither option asks for it.
+    toggle(Mode::new(false, true).options(), Mode::new(false, false).options(), &[NodePort]).await
+}
+
+async fn external_snat_under_a_stream_that_nobody_answers() -> Result<()> {
+    let [elsewhere, on_the_node] = [true, false].map(|external| Mode::new(true, external).options());
+    e2e::ground::on(&elsewhere, async |ground| {
+        prepare(ground).await?;
+        let log = at(ground.ip(End::Premises), 514);
+        let receiver = ground.place(End::Premises).udp(log)?;
+        let sender = ground.place(End::Far).connected_udp(log).await?;
+        let own = ground.ip(End::Far);
+        let arrives = async || {
+            for _ in 0..50 {
+                sender.send(b"line").await?;
+                let got = tokio::time::timeout(ANSWER, receiver.recv_from(&mut [0; 16])).await;
+                let (_, seen) = got.context("a datagram is lost")??;
+                ensure!(seen.ip() == own, "seen as {seen}, not as {own}");
+                tokio::time::sleep(A_WHILE / 50).await;
+            }
+            anyhow::Ok(())
+        };
+
+        let before = ground.lab().fabric().drops().await?;
+        arrives().await.context("at first")?;
+        for options in [&on_the_node, &elsewhere, &on_the_node] {
+            ground.restart(options).await?;
+            arrives().await.with_context(|| format!("with {:?}", options.env))?;
+        }
+        let after = ground.lab().fabric().drops().await?;
+        ensure!(after == before, "{before:?} became {after:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn random_source_ports() -> Result<()> {
