@@ -153,7 +153,8 @@ mod tests {
         let file = directory.join("pid");
         let script = format!("sleep 600 & echo $! >{}; wait", file.display());
 
-        assert!(shell(&script, None, SHORT).is_none());
+        // Time enough to start it.
+        assert!(shell(&script, None, Duration::from_secs(5)).is_none());
 
         let sleeper = std::fs::read_to_string(&file).unwrap();
         let is_there = || {
