@@ -13,6 +13,8 @@ use serde_json::Value;
 /// Shorter than the daemon's own round, so that what comes back within it was noticed.
 const SOON: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// As a pod does at least: it pulls an image, starts and stops.
+const A_POD_LIVES: Duration = Duration::from_secs(3);
 /// Two of the daemon's rounds, and what a busy machine adds.
 const TWO_ROUNDS: Duration = Duration::from_secs(120);
 
@@ -27,13 +29,14 @@ fn main() {
         what_is_taken_from_a_pod_that_has_just_come_is_put_back_too,
         pods_that_come_and_go_under_an_eraser_leave_nothing,
         the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on,
+        what_was_taken_from_pods_while_no_daemon_ran_comes_back_at_its_start,
     ])
 }
 
 /// A node with pods on two ENIs, another node with a pod to talk to, and their daemons.
 struct Scene {
     lab: Lab,
-    _daemons: Vec<lab::world::Ipamd>,
+    daemons: Vec<lab::world::Ipamd>,
     pods: Vec<Pod>,
     peer: Pod,
 }
@@ -58,7 +61,7 @@ impl Scene {
         let enis: BTreeSet<_> = pods.iter().filter_map(Pod::eni).collect();
         ensure!(enis.len() == 2, "the pods are on ENIs {enis:?}: expected two");
         lab.settled().await?;
-        Ok(Scene { lab, _daemons: daemons, pods, peer })
+        Ok(Scene { lab, daemons, pods, peer })
     }
 
     fn node(&self) -> &Node {
@@ -281,18 +284,49 @@ async fn the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on() -> Resul
     let node = scene.node();
     let guest = node.add_pod("default", "guest").await?;
     let veth = guest.host_veth();
-    let is_there = async || node.exec(&["ip", "link", "show", "dev", &veth]).await.is_ok();
+    // Nothing leads to it either, as to further interfaces of pods, but it was no pod's of the pool.
+    let stranger = "eni0123456789a";
+    node.exec(&["ip", "link", "add", stranger, "type", "veth", "peer", "name", "strangers"]).await?;
+    let is_there = async |name: &str| node.exec(&["ip", "link", "show", "dev", name]).await.is_ok();
+    // The daemon must have seen the pod, which it does within a second of the ADD.
+    tokio::time::sleep(A_POD_LIVES).await;
     guest.del().await?;
-    ensure!(is_there().await, "DEL leaves the link to the end of the namespace");
+    ensure!(is_there(&veth).await, "DEL leaves the link to the end of the namespace");
 
-    until("the link is gone", TWO_ROUNDS, || async { Ok(!is_there().await) })
+    until("the link is gone", TWO_ROUNDS, || async { Ok(!is_there(&veth).await) })
         .await
         .with_context(|| node.ipamd_output())?;
+    ensure!(is_there(stranger).await, "{stranger} is gone too\n{}", node.ipamd_output());
     until("that is told", SOON, || async {
         Ok(node.ipamd_output().contains("link of a pod that was deleted removed"))
     })
     .await?;
     scene.talk().await?;
     guest.drop_namespace()?;
+    scene.lab.shutdown().await
+}
+
+async fn what_was_taken_from_pods_while_no_daemon_ran_comes_back_at_its_start() -> Result<()> {
+    let mut scene = Scene::set().await?;
+    let before = everything(scene.node()).await?;
+
+    scene.daemons.remove(0).terminate(PATIENCE).await?;
+    let [first, .., last] = scene.pods.as_slice() else { unreachable!("there are four pods") };
+    let (route, rules) = (first.address(), last.address());
+    let erase = format!(
+        "ip route del {route}; ip rule del pref 512 to {rules}; ip rule del pref 1536 from {rules}; \
+         ip link set {} down",
+        scene.pods[1].host_veth()
+    );
+    scene.node().exec(&["sh", "-c", &erase]).await?;
+    let _daemon = scene.node().start_ipamd(&IpamdOptions::new()).await?;
+
+    // Shorter than a round, so it was not the clock that told it.
+    until("the node is as before", SOON, || async { Ok(everything(scene.node()).await? == before) })
+        .await
+        .with_context(|| scene.node().ipamd_output())?;
+    scene.talk().await?;
+    let counted = repairs(&status(scene.node()).await?, "route");
+    ensure!(counted >= 2, "{counted} routes are counted: expected those of two pods");
     scene.lab.shutdown().await
 }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
@@ -12,9 +13,10 @@ use std::time::Duration;
 use datapath::host::{self, EniSetupError, HostError, HostWarning};
 use datapath::kernel::inside;
 use datapath::pod;
+use datapath::wanted::PodOnHost;
 use support::node::Node;
 use support::{Space, pod as pod_of};
-use vpc::{Family, RouteTable};
+use vpc::{Family, PodName, RouteTable};
 
 #[test]
 fn a_node_with_pods_is_as_the_goldens_say() {
@@ -252,6 +254,31 @@ fn rules_and_link_of_a_vanished_pod_can_be_removed() {
 }
 
 #[test]
+fn a_link_of_a_pod_is_found_while_it_lives_and_one_of_the_same_name_is_another() {
+    let (node, sandbox) = (Node::new(), Space::new());
+    let wanted = Node::wanted();
+    node.converge(&wanted);
+    pod::add(&pod_of("sample-pod", "10.0.1.7", 2), &node.space.netns, &sandbox.netns).unwrap();
+    let mut netlink = node.space.netlink();
+    let pods = [on_host("sample-pod", "10.0.1.7", 2), on_host("other", "10.0.1.8", 2)];
+
+    let seen = host::observe(&mut netlink, wanted.family).unwrap();
+    let links: Vec<_> = host::whole_links(&seen, &pods);
+
+    let [Some(link), None] = links.as_slice() else { panic!("{links:?}") };
+    let left = BTreeSet::from([link.clone()]);
+    assert_eq!(host::reached_links(&mut netlink, &left).unwrap(), BTreeMap::from([(link.clone(), true)]));
+    node.space.run("ip route del 10.0.1.7");
+    assert_eq!(host::reached_links(&mut netlink, &left).unwrap(), BTreeMap::from([(link.clone(), false)]));
+
+    assert_eq!(host::remove_links(&mut netlink, [link]).unwrap().len(), 1);
+    node.space.run("ip link add enicc21c2d7785 type veth peer name heir");
+    assert_eq!(host::reached_links(&mut netlink, &left).unwrap(), BTreeMap::new());
+    assert_eq!(host::remove_links(&mut netlink, [link]).unwrap(), []);
+    assert!(node.space.succeeds("ip link show dev enicc21c2d7785"));
+}
+
+#[test]
 fn a_node_that_drops_or_does_not_forward_is_warned_about() {
     let node = Node::new();
     let wanted = Node::wanted();
@@ -305,6 +332,16 @@ fn a_filter_that_drops_ipv6_is_warned_about_where_pods_have_ipv6() {
 
         let dropped = HostWarning::ForwardDropped { table: "ip6 filter".to_owned() };
         assert_eq!(warnings.contains(&dropped), is_warned, "{wanted:?}: {warnings:?}");
+    }
+}
+
+/// A pod of one interface as the node knows it.
+fn on_host(name: &str, address: &str, table: u32) -> PodOnHost {
+    PodOnHost {
+        pod: PodName::new("default", name),
+        nic: 0,
+        address: address.parse().unwrap(),
+        table: RouteTable(table),
     }
 }
 

@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod keeper;
+mod pods;
 mod repair;
 mod verify;
 mod watch;

@@ -8,16 +8,17 @@ mod pods;
 mod rules;
 mod warning;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use vpc::{Family, Mac, RouteTable};
 
-use crate::kernel::{KernelError, Netlink, NftError, Rule, Step};
+use crate::kernel::{KernelError, LinkRef, Netlink, NftError, Rule, Step};
 use crate::wanted::{EniNetwork, HostNetwork, HostOptions, PodOnHost, priority};
 use converge::try_all;
 use observed::Observed;
-use pods::{PodView, Veths};
+use pods::PodView;
 
 pub use change::{Change, ChangeKind};
 pub use converge::{Converged, Extent, converge};
@@ -27,7 +28,7 @@ pub use warning::{HostWarning, warnings};
 const MAX_RULES: usize = 1000;
 
 /// How many links are removed at once: each makes the kernel wait, and others with it.
-const MAX_ABANDONED: usize = 16;
+const MAX_LINKS: usize = 16;
 
 /// Why the node's network is not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -72,11 +73,14 @@ pub enum EniSetupError {
 #[derive(Debug)]
 pub struct Observation(Observed);
 
-/// A link that may be of no use any more, by its number and name.
+/// The host's end of a pod's link, by its number and name: one that was made later under the same
+/// name is another one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct AbandonedLink {
-    index: u32,
-    name: String,
+pub struct PodLink {
+    /// The kernel's number of the link.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// Reads links, addresses, routes and rules, as far as a node of that `family` has them.
@@ -87,11 +91,14 @@ pub fn observe(netlink: &mut Netlink, family: Family) -> Result<Observation, Ker
     Observed::read(netlink, family).map(Observation)
 }
 
-/// For each of `pods` whether all was there that leads to it and from it.
+/// For each of `pods` its link, if all was there that leads to the pod and from it.
 #[must_use]
-pub fn are_whole<'a>(seen: &Observation, pods: impl IntoIterator<Item = &'a PodOnHost>) -> Vec<bool> {
+pub fn whole_links<'a>(
+    seen: &Observation,
+    pods: impl IntoIterator<Item = &'a PodOnHost>,
+) -> Vec<Option<PodLink>> {
     let view = PodView::of(&seen.0);
-    pods.into_iter().map(|pod| view.is_whole(pod)).collect()
+    pods.into_iter().map(|pod| view.whole_link(pod)).collect()
 }
 
 /// Makes the node's network as `wanted`; returns what was changed, nothing if it was right.
@@ -161,23 +168,20 @@ pub fn remove_link(netlink: &mut Netlink, name: &str) -> Result<Vec<Change>, Hos
     Ok(apply(netlink, &[Step::DeleteLink(name.to_owned())])?)
 }
 
-/// Pods' host veths that no route leads to and no pod of `pods` has. A pod whose ADD is under way
-/// has such a link for a moment.
+/// Those of `links` that are there now, each with whether a route leads to it.
 ///
 /// # Errors
 /// [`KernelError`] if the kernel could not be asked.
-pub fn abandoned_links(
+pub fn reached_links(
     netlink: &mut Netlink,
-    veth_prefix: &str,
-    pods: &[PodOnHost],
-) -> Result<Vec<AbandonedLink>, KernelError> {
-    let links = netlink.links()?;
+    links: &BTreeSet<PodLink>,
+) -> Result<BTreeMap<PodLink, bool>, KernelError> {
+    let there = netlink.links()?;
     let mut routes = Vec::new();
     for family in Family::BOTH {
-        routes.append(&mut netlink.routes(family, None, &links)?);
+        routes.append(&mut netlink.routes(family, None, &there)?);
     }
-    let abandoned = pods::abandoned(&Veths::of(&links), &routes, veth_prefix, pods);
-    Ok(abandoned.iter().map(|link| AbandonedLink { index: link.index, name: link.name.clone() }).collect())
+    Ok(pods::reached(&there, &routes, links))
 }
 
 /// Removes links by their numbers, so that one that was made since under the same name stays.
@@ -185,16 +189,14 @@ pub fn abandoned_links(
 ///
 /// # Errors
 /// [`HostError`] if the kernel refused.
-pub fn remove_abandoned<'a>(
+pub fn remove_links<'a>(
     netlink: &mut Netlink,
-    links: impl IntoIterator<Item = &'a AbandonedLink>,
+    links: impl IntoIterator<Item = &'a PodLink>,
 ) -> Result<Vec<Change>, HostError> {
     let steps: Vec<Step> = links
         .into_iter()
-        .take(MAX_ABANDONED)
-        .map(|link| {
-            Step::DeleteLinkByIndex(crate::kernel::LinkRef { index: link.index, name: link.name.clone() })
-        })
+        .take(MAX_LINKS)
+        .map(|link| Step::DeleteLinkByIndex(LinkRef { index: link.index, name: link.name.clone() }))
         .collect();
     Ok(apply(netlink, &steps)?)
 }

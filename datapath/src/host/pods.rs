@@ -1,10 +1,12 @@
-//! What the node holds for running pods: putting it back, and finding what nobody needs any more.
+//! What the node holds for running pods: putting it back, and telling which of their links are of
+//! no use any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use vpc::{Family, RouteTable, veth_suffix};
 
+use super::PodLink;
 use super::observed::Observed;
 use crate::kernel::{Link, Links, Route, Rule, Scope, Step, single};
 use crate::wanted::{PodOnHost, priority};
@@ -87,9 +89,10 @@ impl<'a> PodView<'a> {
             .collect()
     }
 
-    /// Whether all is there that leads to a pod and from it.
-    pub(super) fn is_whole(&self, pod: &PodOnHost) -> bool {
-        self.veths.of_pod(pod).is_some() && steps(self, pod).is_empty()
+    /// The pod's link, if all is there that leads to the pod and from it.
+    pub(super) fn whole_link(&self, pod: &PodOnHost) -> Option<PodLink> {
+        let link = self.veths.of_pod(pod).filter(|_| steps(self, pod).is_empty())?;
+        Some(PodLink { index: link.index, name: link.name.clone() })
     }
 }
 
@@ -133,30 +136,21 @@ pub(crate) fn rules(address: IpAddr, table: RouteTable) -> Vec<Rule> {
     rules
 }
 
-/// Host veths that no route leads to and that belong to none of `pods`: their pods were deleted,
-/// but something keeps their namespaces alive. `routes` are those of both families.
-pub(super) fn abandoned<'a>(
-    veths: &Veths<'a>,
+/// Those of `wanted` that are there, each with whether a route leads to it. `routes` are those of
+/// both families.
+pub(super) fn reached(
+    links: &Links,
     routes: &[Route],
-    prefix: &str,
-    pods: &[PodOnHost],
-) -> Vec<&'a Link> {
+    wanted: &BTreeSet<PodLink>,
+) -> BTreeMap<PodLink, bool> {
     let led_to: BTreeSet<u32> = routes
         .iter()
         .filter(|route| single(route.destination).is_some())
         .filter_map(|route| route.link.as_ref().map(|link| link.index))
         .collect();
-    let running: BTreeSet<String> = pods.iter().map(|pod| veth_suffix(&pod.pod, pod.nic)).collect();
-    veths
-        .0
-        .iter()
-        .filter(|(suffix, link)| {
-            link.name.strip_suffix(**suffix) == Some(prefix)
-                && !led_to.contains(&link.index)
-                && !running.contains(**suffix)
-        })
-        .map(|(_, link)| *link)
-        .collect()
+    let there = links.iter().map(|link| PodLink { index: link.index, name: link.name.clone() });
+    let wanted = there.filter(|link| wanted.contains(link));
+    wanted.map(|link| (link.clone(), led_to.contains(&link.index))).collect()
 }
 
 #[cfg(test)]
@@ -256,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_abandoned_once_neither_a_route_nor_a_pod_speaks_for_it() {
+    fn a_link_is_found_by_number_and_name_and_reached_by_routes_to_single_addresses() {
         let links = veth("enicc21c2d7785", true);
-        let veths = Veths::of(&links);
+        let link = |index: u32| PodLink { index, name: "enicc21c2d7785".to_owned() };
         let route = Route {
             destination: pod(3).address.into(),
             gateway: None,
@@ -268,10 +262,11 @@ mod tests {
             preferred_source: None,
         };
         let of_the_kernel = Route { destination: "fe80::/64".parse().unwrap(), ..route.clone() };
+        let of_a_later_link = BTreeSet::from([link(6), link(8)]);
 
-        assert_eq!(abandoned(&veths, &[of_the_kernel], "eni", &[]).len(), 1);
-        assert_eq!(abandoned(&veths, &[route], "eni", &[]), Vec::<&Link>::new());
-        assert_eq!(abandoned(&veths, &[], "eni", &[pod(3)]), Vec::<&Link>::new());
-        assert_eq!(abandoned(&veths, &[], "pod", &[]), Vec::<&Link>::new(), "another's link");
+        let own = BTreeSet::from([link(7)]);
+        assert_eq!(reached(&links, &[of_the_kernel], &own), BTreeMap::from([(link(7), false)]));
+        assert_eq!(reached(&links, std::slice::from_ref(&route), &own), BTreeMap::from([(link(7), true)]));
+        assert_eq!(reached(&links, &[route], &of_a_later_link), BTreeMap::new());
     }
 }

@@ -156,7 +156,7 @@ impl Keeper {
             Work::Evidence { reply } => {
                 let _ = reply.send(evidence::read(&mut self.netlink).map_err(HostFailure::of));
             }
-            Work::KeepPods(pool) => self.verifier.keep_pods(pool),
+            Work::KeepPods(pool) => self.verifier.keep_pods(pool, Instant::now()),
             Work::Health { reply } => {
                 let _ = reply.send(Ok(self.verifier.health(Instant::now())));
             }

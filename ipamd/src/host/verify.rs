@@ -1,28 +1,21 @@
 //! Comparing the node's network with what is wanted, when something changed and by the clock, and
-//! putting back what is not.
-//!
-//! What leads to a pod is put back too, though the plugin made it. An ADD under way has not made
-//! it yet, and a DEL has taken it away on purpose: so only pods count whose network was whole once
-//! or has lacked something for longer than an ADD takes, and the pool is asked for its pods after
-//! the kernel was looked at.
+//! putting back what is not. What leads to a pod is put back too, though the plugin made it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use datapath::host::{self, AbandonedLink, Change, Extent, HostWarning, Observation};
+use datapath::host::{self, Change, Extent, HostWarning};
 use datapath::kernel::Netlink;
 use datapath::monitor::Changed;
 use datapath::pod;
-use datapath::wanted::{HostNetwork, PodOnHost};
+use datapath::wanted::HostNetwork;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
-use vpc::{PodKey, RouteTable};
+use vpc::RouteTable;
 
+use super::pods::{Listed, Pods};
 use super::repair::Repairs;
 use super::{HostFailure, HostHealth};
 use crate::chain::chain;
-use crate::pool::AddressState;
 use crate::pool_task::PoolHandle;
 
 /// How often to compare when nothing else happens.
@@ -37,18 +30,11 @@ const REST: Duration = Duration::from_millis(500);
 /// How long the pool may take to tell of its pods; it answers between two events.
 const POOL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// For how long an ADD may leave a pod's network unfinished: it makes what it makes within some
-/// milliseconds, and one that is slower finds what was put back and goes on.
-const ADD_TAKES: Duration = Duration::from_secs(5);
+/// How long to rest before what could not be read is looked at again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// How many changes of one look are logged one by one.
 const LOGGED: usize = 20;
-
-/// A pod's interface and whose it is.
-struct Pod {
-    key: PodKey,
-    on_host: PodOnHost,
-}
 
 pub(super) struct Verifier {
     pool: Option<PoolHandle>,
@@ -58,14 +44,7 @@ pub(super) struct Verifier {
     next_full: Instant,
     last_look: Instant,
     suspected: Changed,
-    /// Pods whose network was seen whole.
-    whole: BTreeSet<(PodKey, IpAddr)>,
-    /// Pods whose network was never seen whole, and since when.
-    unfinished: BTreeMap<(PodKey, IpAddr), Instant>,
-    /// Addresses for whose pods something was put back.
-    mended: BTreeSet<IpAddr>,
-    /// Links that nothing led to at the last full look.
-    abandoned: BTreeSet<AbandonedLink>,
+    pods: Pods,
     /// What the last look could not mend, so that it is reported once.
     fault: Option<String>,
     warnings: Vec<HostWarning>,
@@ -82,10 +61,7 @@ impl Verifier {
             next_full: now + EVERY,
             last_look: now,
             suspected: Changed::default(),
-            whole: BTreeSet::new(),
-            unfinished: BTreeMap::new(),
-            mended: BTreeSet::new(),
-            abandoned: BTreeSet::new(),
+            pods: Pods::default(),
             fault: None,
             warnings: Vec::new(),
             contested: 0,
@@ -98,8 +74,12 @@ impl Verifier {
         self.is_begun = true;
     }
 
-    pub(super) fn keep_pods(&mut self, pool: PoolHandle) {
+    /// From now on what leads to the pods of `pool` is to be kept too. Something may have been
+    /// taken from them while no daemon ran, so they are looked at at once.
+    pub(super) fn keep_pods(&mut self, pool: PoolHandle, now: Instant) {
         self.pool = Some(pool);
+        self.suspected.network = true;
+        self.due = now;
     }
 
     /// When the next look is due.
@@ -140,16 +120,18 @@ impl Verifier {
                 self.full_look(netlink, wanted).await;
             }
         }
-        let now = Instant::now();
+        self.rest(Instant::now());
+    }
+
+    /// Chooses when to look next.
+    fn rest(&mut self, now: Instant) {
         self.last_look = now;
         // What may not be put back yet is looked at again when it may.
-        let finished = self.unfinished.values().map(|since| *since + ADD_TAKES);
-        let finished = finished.filter(|finished| *finished > now).min();
-        let again = [self.repairs.next(now), finished].into_iter().flatten().min();
+        let again = [self.repairs.next(now), self.pods.next(now)].into_iter().flatten().min();
         let again = again.map_or(self.next_full, |next| next.max(now + REST));
         self.due = again.min(self.next_full);
         if self.suspected != Changed::default() {
-            self.due = self.due.min(now + REST);
+            self.due = self.due.min(now + AGAIN);
         }
     }
 
@@ -159,56 +141,45 @@ impl Verifier {
         wanted: &HostNetwork,
         look: Changed,
     ) -> Result<(), HostFailure> {
-        let seen = host::observe(netlink, wanted.family)?;
+        let seen = host::observe(netlink, wanted.family).inspect_err(|_| self.suspected = look)?;
         let now = Instant::now();
-        let pods = pods_of(self.pool.as_ref()).await;
-        let broken = self.pods_to_mend(&seen, pods.as_deref(), now);
+        let listed = self.listed().await;
+        let broken = match &listed {
+            Some(listed) => {
+                let links = host::whole_links(&seen, listed.pods.iter().map(|pod| &pod.on_host));
+                self.pods.see(listed, links, now)
+            }
+            None => Vec::new(),
+        };
         let extent = Extent { pods: &broken, filter: look.filter };
         let repairs = &mut self.repairs;
         let done =
             host::converge(netlink, &seen, wanted, extent, &mut |subject| repairs.admits(subject, now));
         self.report(&done.changes, now);
-        self.remove_of_ended_pods(netlink, pods.as_deref());
+        if listed.is_some_and(|listed| !self.pods.ended(&listed).is_empty()) {
+            self.remove_of_ended_pods(netlink).await;
+        }
         done.fault.map_or(Ok(()), |fault| Err(HostFailure::of(fault)))
     }
 
-    /// Those that lack something, unless their network is an ADD's or a DEL's business now.
-    fn pods_to_mend(&mut self, seen: &Observation, pods: Option<&[Pod]>, now: Instant) -> Vec<PodOnHost> {
-        let Some(pods) = pods else { return Vec::new() };
-        let name = |pod: &Pod| (pod.key.clone(), pod.on_host.address);
-        let known: BTreeSet<_> = pods.iter().map(name).collect();
-        self.whole.retain(|pod| known.contains(pod));
-        let before = std::mem::take(&mut self.unfinished);
-        let mut broken = Vec::new();
-        for (pod, is_whole) in pods.iter().zip(host::are_whole(seen, pods.iter().map(|pod| &pod.on_host))) {
-            if is_whole {
-                self.whole.insert(name(pod));
-                continue;
-            }
-            if !self.whole.contains(&name(pod)) {
-                let since = before.get(&name(pod)).copied().unwrap_or(now);
-                self.unfinished.insert(name(pod), since);
-                if now < since + ADD_TAKES {
-                    continue;
-                }
-            }
-            broken.push(pod.on_host.clone());
-        }
-        self.mended.extend(broken.iter().map(|pod| pod.address));
-        broken
+    /// What the pool says of its pods. Should it not say so in time, pods are looked at again soon.
+    async fn listed(&mut self) -> Option<Listed> {
+        let pool = self.pool.as_ref()?;
+        let report = timeout(POOL_DEADLINE, pool.report()).await.ok().flatten();
+        self.suspected.network |= report.is_none();
+        report.as_ref().map(Listed::of)
     }
 
-    /// A DEL that came while its pod's network was being put back has left what came back.
-    fn remove_of_ended_pods(&mut self, netlink: &mut Netlink, pods: Option<&[Pod]>) {
-        let Some(pods) = pods else { return };
-        let running: BTreeSet<IpAddr> = pods.iter().map(|pod| pod.on_host.address).collect();
-        let ended: Vec<_> =
-            self.mended.difference(&running).map(|address| (*address, RouteTable(0))).collect();
-        if ended.is_empty() {
-            return;
-        }
-        match pod::delete(netlink, &ended) {
-            Ok(()) => self.mended.retain(|address| running.contains(address)),
+    /// Removes what came back for pods that have ended.
+    ///
+    /// The pool is asked once more, right before: making the node's network as wanted may have
+    /// taken a while, in which another pod may have got the address.
+    async fn remove_of_ended_pods(&mut self, netlink: &mut Netlink) {
+        let Some(listed) = self.listed().await else { return };
+        let ended = self.pods.ended(&listed);
+        let addresses: Vec<_> = ended.iter().map(|address| (*address, RouteTable(0))).collect();
+        match pod::delete(netlink, &addresses) {
+            Ok(()) => self.pods.removed(&ended),
             Err(error) => warn!(%error, "what was put back for pods that have ended is still there"),
         }
     }
@@ -216,12 +187,16 @@ impl Verifier {
     /// What needs no haste: links of pods that are gone, and what only an operator can change.
     async fn full_look(&mut self, netlink: &mut Netlink, wanted: &HostNetwork) {
         self.look_for_warnings(netlink, wanted);
-        let Some(pods) = pods_of(self.pool.as_ref()).await else { return };
-        let running: Vec<PodOnHost> = pods.into_iter().map(|pod| pod.on_host).collect();
-        let found = host::abandoned_links(netlink, &wanted.options.veth_prefix, &running);
-        let found: BTreeSet<AbandonedLink> = found.unwrap_or_default().into_iter().collect();
-        // Seen twice in a row, it is no ADD's under way.
-        match host::remove_abandoned(netlink, found.intersection(&self.abandoned)) {
+        let left = self.pods.left();
+        if left.is_empty() {
+            return;
+        }
+        let found = match host::reached_links(netlink, &left) {
+            Ok(found) => found,
+            Err(error) => return warn!(%error, "links of pods that were deleted not looked for"),
+        };
+        let Some(listed) = self.listed().await else { return };
+        match host::remove_links(netlink, &self.pods.useless(&found, &listed)) {
             Ok(changes) => {
                 for change in changes {
                     info!(%change, "link of a pod that was deleted removed; its namespace is still there");
@@ -229,7 +204,6 @@ impl Verifier {
             }
             Err(error) => warn!(%error, "link of a pod that was deleted not removed"),
         }
-        self.abandoned = found;
     }
 
     /// What an operator should know of the node; each thing is logged when it comes up.
@@ -267,18 +241,4 @@ impl Verifier {
         }
         self.fault = fault;
     }
-}
-
-/// The pods that have addresses now; none if the pool does not say in time.
-async fn pods_of(pool: Option<&PoolHandle>) -> Option<Vec<Pod>> {
-    let report = timeout(POOL_DEADLINE, pool?.report()).await.ok()??;
-    let of_eni = report.pool.enis.iter().flat_map(|eni| eni.addresses.iter().map(move |it| (eni.table, it)));
-    let pods = of_eni.filter_map(|(table, address)| match &address.state {
-        AddressState::Assigned(allocation) => Some(Pod {
-            key: allocation.key.clone(),
-            on_host: PodOnHost { pod: allocation.pod.clone(), nic: 0, address: allocation.address, table },
-        }),
-        _ => None,
-    });
-    Some(pods.collect())
 }
