@@ -2,12 +2,14 @@
 //! what is the daemon's comes back, what is not stays away from its hands.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::look::{self, Dump, at_rest};
 use e2e::{binary, scenarios, until};
-use lab::world::{IpamdOptions, Lab, Node, Pod, finish};
+use lab::cloud::CloudBuilder;
+use lab::world::{IpamdOptions, Lab, Node, Pod, Protocol, finish};
 use serde_json::Value;
 
 /// Shorter than the daemon's own round, so that what comes back within it was noticed.
@@ -30,6 +32,7 @@ fn main() {
         pods_that_come_and_go_under_an_eraser_leave_nothing,
         the_veth_of_a_deleted_pod_goes_though_its_namespace_lives_on,
         what_was_taken_from_pods_while_no_daemon_ran_comes_back_at_its_start,
+        what_others_flush_of_ipv6_comes_back_too,
     ])
 }
 
@@ -91,7 +94,7 @@ async fn everything(node: &Node) -> Result<(Dump, Value, String)> {
             (word("family"), word("table").filter(|it| !it.is_empty()).or_else(|| word("name")))
         });
     }
-    let strict = node.exec(&["sysctl", "-n", "net.ipv4.conf.eth1.rp_filter"]).await?;
+    let strict = node.exec(&["sh", "-c", "grep . /proc/sys/net/ipv4/conf/eth*/rp_filter"]).await?;
     Ok((Dump::of(node).await?.without_learnt_neighbours(), filter, strict))
 }
 
@@ -329,4 +332,75 @@ async fn what_was_taken_from_pods_while_no_daemon_ran_comes_back_at_its_start() 
     let counted = repairs(&status(scene.node()).await?, "route");
     ensure!(counted >= 2, "{counted} routes are counted: expected those of two pods");
     scene.lab.shutdown().await
+}
+
+/// Addresses that stand for the node on the links of pods.
+async fn link_local(node: &Node) -> Result<BTreeSet<String>> {
+    let listed = node.place().ip(&["-j", "-6", "addr", "show", "scope", "link"]).await?;
+    let mut found = BTreeSet::new();
+    for link in listed.as_array().into_iter().flatten() {
+        for address in link["addr_info"].as_array().into_iter().flatten() {
+            found.insert(format!("{} {}", link["ifname"], address["local"]));
+        }
+    }
+    Ok(found)
+}
+
+async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
+    let cloud = CloudBuilder::two_zones(7).ipv6();
+    let lab = Lab::builder().cloud(cloud).node("m5.large", "us-west-2a").start().await?;
+    let node = &lab.nodes()[0];
+    node.install_plugin(None).await?;
+    // What `init-node` sets.
+    node.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"]).await?;
+    let options = IpamdOptions::new().env("ENABLE_IPv4", false).env("ENABLE_IPv6", true);
+    let _daemon = node.start_ipamd(&options.env("ENABLE_PREFIX_DELEGATION", true)).await?;
+    let pods = look::add_pods(node, "web", 2).await?;
+    lab.settled().await?;
+    let talk = async || {
+        for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+            let seen = from.place().seen(Protocol::Tcp, SocketAddr::new(to.ip(), ECHO), SOON).await;
+            let seen = seen.with_context(|| format!("{} to {}", from.label(), to.label()))?;
+            ensure!(seen.ip() == from.ip(), "{} is seen as {seen}", from.label());
+        }
+        Ok(())
+    };
+    talk().await?;
+    until("the kernel is sure of its own addresses", PATIENCE, || async {
+        Ok(node.exec(&["ip", "-6", "addr", "show", "tentative"]).await?.trim().is_empty())
+    })
+    .await?;
+    let all = async || Ok::<_, anyhow::Error>((everything(node).await?, link_local(node).await?));
+    let before = all().await?;
+    let (veth, host) = (pods[1].host_veth(), pods[1].ip());
+
+    for (what, command, kind) in [
+        ("IPv6 rules", "ip -6 rule flush; ip -6 rule add pref 32766 lookup main", "rule"),
+        ("a pod's route", &format!("ip -6 route del {host}"), "route"),
+        ("the table that translates egress", "nft delete table ip vpc-cni", "nftables"),
+        (
+            "the addresses of a pod's link",
+            &format!("ip -6 addr flush dev {veth}; ip -6 neigh flush dev {veth}"),
+            "address",
+        ),
+        ("a pod's link", &format!("ip link set {veth} down"), "link"),
+    ] {
+        let counted = status(node).await?;
+
+        node.exec(&["sh", "-c", command]).await.with_context(|| what.to_owned())?;
+
+        if until(&format!("{what} come back"), SOON, || async { Ok(all().await? == before) }).await.is_err() {
+            let now = all().await?;
+            now.0.0.insist_on(&before.0.0).with_context(|| node.ipamd_output())?;
+            ensure!(now == before, "{what} do not come back: {now:#?}\n{}", node.ipamd_output());
+        }
+        talk().await.with_context(|| format!("traffic after {what}"))?;
+        let now = status(node).await?;
+        ensure!(
+            repairs(&now, kind) > repairs(&counted, kind),
+            "{what}: no {kind} is counted: {}",
+            now["network"]
+        );
+    }
+    lab.shutdown().await
 }

@@ -10,10 +10,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use datapath::host::{self, EniSetupError, HostError, HostWarning};
+use datapath::host::{self, EniSetupError, Extent, HostError, HostWarning};
 use datapath::kernel::inside;
 use datapath::pod;
-use datapath::wanted::PodOnHost;
+use datapath::wanted::{HostNetwork, PodOnHost};
 use support::node::Node;
 use support::{Space, pod as pod_of};
 use vpc::{Family, PodName, RouteTable};
@@ -276,6 +276,37 @@ fn a_link_of_a_pod_is_found_while_it_lives_and_one_of_the_same_name_is_another()
     assert_eq!(host::reached_links(&mut netlink, &left).unwrap(), BTreeMap::new());
     assert_eq!(host::remove_links(&mut netlink, [link]).unwrap(), []);
     assert!(node.space.succeeds("ip link show dev enicc21c2d7785"));
+}
+
+/// Whoever flushes its addresses leaves the node nothing to ask the pod with.
+#[test]
+fn an_ipv6_pod_is_heard_again_after_its_links_addresses_were_flushed() {
+    let (node, sandbox) = (Node::of(Family::V6), Space::new());
+    let wanted = HostNetwork { enis: Vec::new(), ..Node::wanted_of(Family::V6) };
+    pod::add(&pod_of("six", "2001:db8:1::7", 254), &node.space.netns, &sandbox.netns).unwrap();
+    let pods = [on_host("six", "2001:db8:1::7", 254)];
+    let veth = vpc::host_veth("eni", &pods[0].pod, 0);
+    let mut netlink = node.space.netlink();
+    let mut converge = || {
+        let seen = host::observe(&mut netlink, wanted.family).unwrap();
+        let is_whole = host::whole_links(&seen, &pods)[0].is_some();
+        let extent = Extent { pods: &pods, filter: false };
+        let done = host::converge(&mut netlink, &seen, &wanted, extent, &mut |_| true);
+        assert!(done.fault.is_none(), "{:?}", done.fault);
+        (is_whole, done.changes.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    while node.space.run(&format!("ip -6 addr show dev {veth} scope link")).is_empty() {}
+    converge();
+    assert_eq!(converge(), (true, Vec::new()));
+
+    node.space.run(&format!("ip -6 addr flush dev {veth}"));
+    node.space.run(&format!("ip -6 neigh flush dev {veth}"));
+    assert!(!node.space.succeeds("ping -6 -c 1 -W 1 2001:db8:1::7"), "the kernel asks without an address");
+
+    let (was_whole, changes) = converge();
+    assert!(!was_whole && changes.len() == 1 && changes[0].starts_with("add address fe80::"), "{changes:?}");
+    assert!(node.space.succeeds("ping -6 -c 1 -W 5 2001:db8:1::7"));
+    assert_eq!(converge(), (true, Vec::new()));
 }
 
 #[test]

@@ -9,10 +9,10 @@ use super::{EgressNetwork, gateway};
 use crate::kernel::{Address, LinkRef, Route, Scope, Step};
 
 /// The interface identifier's bits, and the block, of link-local addresses.
-const LINK_LOCAL_PREFIX: u8 = 64;
+pub(crate) const LINK_LOCAL_PREFIX: u8 = 64;
 
 /// The link-local address that the kernel makes of a link-layer address (RFC 4291, appendix A).
-pub(super) fn link_local(mac: Mac) -> Ipv6Addr {
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     let [a, b, c, d, e, f] = [a ^ 2, b, c, d, e, f].map(u16::from);
     Ipv6Addr::new(0xfe80, 0, 0, 0, a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use vpc::{Family, RouteTable, veth_suffix};
+use ipnet::IpNet;
+use vpc::{Family, Mac, RouteTable, veth_suffix};
 
 use super::PodLink;
 use super::observed::Observed;
-use crate::kernel::{Link, Links, Route, Rule, Scope, Step, single};
+use crate::egress::{LINK_LOCAL_PREFIX, link_local};
+use crate::kernel::{Address, Link, Links, Route, Rule, Scope, Step, single};
 use crate::wanted::{PodOnHost, priority};
 
 /// The length of the part of a host veth's name that tells whose it is, in bytes.
@@ -44,6 +46,8 @@ impl<'a> Veths<'a> {
 /// What the kernel holds for pods, by their addresses: a node has hundreds of them.
 pub(super) struct PodView<'a> {
     veths: Veths<'a>,
+    /// The numbers of links that have a link-local IPv6 address.
+    link_local: BTreeSet<u32>,
     routes: BTreeMap<IpAddr, Vec<&'a Route>>,
     /// Rules of pods' priorities.
     rules: BTreeMap<IpAddr, Vec<&'a Rule>>,
@@ -51,8 +55,16 @@ pub(super) struct PodView<'a> {
 
 impl<'a> PodView<'a> {
     pub(super) fn of(observed: &'a Observed) -> Self {
-        let mut view =
-            Self { veths: Veths::of(&observed.links), routes: BTreeMap::new(), rules: BTreeMap::new() };
+        let is_link_local = |address: &&Address| match address.net {
+            IpNet::V4(_) => false,
+            IpNet::V6(net) => net.addr().is_unicast_link_local(),
+        };
+        let mut view = Self {
+            veths: Veths::of(&observed.links),
+            link_local: observed.addresses.iter().filter(is_link_local).map(|it| it.link.index).collect(),
+            routes: BTreeMap::new(),
+            rules: BTreeMap::new(),
+        };
         for route in &observed.routes {
             if let Some(address) = single(route.destination) {
                 view.routes.entry(address).or_default().push(route);
@@ -106,6 +118,10 @@ pub(super) fn steps(view: &PodView<'_>, pod: &PodOnHost) -> Vec<Step> {
     if !link.is_up {
         steps.push(Step::SetUp(link.reference()));
     }
+    // A link that comes up gets it from the kernel.
+    if link.is_up && pod.address.is_ipv6() && !view.link_local.contains(&link.index) {
+        steps.extend(link.mac.map(|mac| Step::AddLinkAddress(link_local_address(link, mac))));
+    }
     let route = Route {
         destination: pod.address.into(),
         gateway: None,
@@ -134,6 +150,13 @@ pub(crate) fn rules(address: IpAddr, table: RouteTable) -> Vec<Rule> {
         rules.push(Rule::from_address(priority::FROM_POD, address, table));
     }
     rules
+}
+
+/// The address from which the node asks who has an IPv6 pod's address: without one it can ask
+/// nobody, and the pod is deaf as soon as the kernel has forgotten the last answer.
+fn link_local_address(link: &Link, mac: Mac) -> Address {
+    let net = IpNet::new_assert(link_local(mac).into(), LINK_LOCAL_PREFIX);
+    Address { link: link.reference(), net, broadcast: None }
 }
 
 /// Those of `wanted` that are there, each with whether a route leads to it. `routes` are those of
@@ -172,7 +195,7 @@ mod tests {
         let link = Link {
             index: 7,
             name: name.to_owned(),
-            mac: None,
+            mac: Some(Mac::new([2, 0, 0, 0, 0, 7])),
             mtu: 9001,
             is_up,
             peer: Some(2),
@@ -247,6 +270,37 @@ mod tests {
         let steps = printed(&veth("enicc21c2d7785", true), vec![stale], 3);
 
         assert_eq!(steps.last().unwrap(), "delete rule 1536: from 10.0.1.7 lookup 5");
+    }
+
+    #[test]
+    fn an_ipv6_pods_link_gets_the_address_back_from_which_the_node_asks_for_the_pod() {
+        let mut links = veth("enicc21c2d7785", true);
+        let pod = PodOnHost { address: "2001:db8::7".parse().unwrap(), ..pod(254) };
+        let wanted = |links: &Links, addresses: &[Address]| {
+            let rules = rules(pod.address, RouteTable::MAIN);
+            let observed = Observed {
+                links: links.clone(),
+                addresses: addresses.to_vec(),
+                rules,
+                ..Observed::default()
+            };
+            steps(&PodView::of(&observed), &pod).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let route = "replace route 2001:db8::7 dev enicc21c2d7785";
+        let of_the_kernel = Address {
+            link: links.iter().next().map(Link::reference).unwrap(),
+            net: "fe80::1234/64".parse().unwrap(),
+            broadcast: None,
+        };
+        let global = Address { net: "2001:db8::1/64".parse().unwrap(), ..of_the_kernel.clone() };
+
+        let address = "add address fe80::ff:fe00:7/64 dev enicc21c2d7785 scope link";
+        assert_eq!(wanted(&links, &[global]), [address, route]);
+        assert_eq!(wanted(&links, &[of_the_kernel]), [route]);
+
+        links = veth("enicc21c2d7785", false);
+        let up = "set link enicc21c2d7785 up";
+        assert_eq!(wanted(&links, &[]), [up, route], "the kernel makes it when the link comes up");
     }
 
     #[test]
