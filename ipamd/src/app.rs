@@ -227,7 +227,7 @@ impl<E: Ec2> Daemon<E> {
         let writer = Writer::start(checkpoint, sidecar, clock.clone()).context("start the state writer")?;
         let (task, pool) = PoolTask::new(pool, Arc::clone(&executor), writer, clock.clone());
         let task = tokio::spawn(task.run());
-        host.keep_pods(pool.clone()).await;
+        host.keep_pods(pool.clone()).await.context("keep what leads to pods")?;
         spool::take_in(&disk, Path::new(proto::DEL_SPOOL), &pool).await;
         Ok(Self {
             executor,

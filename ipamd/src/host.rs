@@ -17,6 +17,7 @@ use datapath::host::{ChangeKind, HostWarning};
 use datapath::wanted::EniNetwork;
 use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use vpc::RouteTable;
 
 use crate::chain::chain;
@@ -36,7 +37,20 @@ const LINK_DEADLINE: Duration = Duration::from_secs(30);
 /// How often to look for a link that is waited for, should no event tell of it.
 const LINK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a question or a small change may take, with what is done before it.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long telling of the node's network may take: less than those wait who ask for it.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long bringing the whole node in line may take: `nft` is given 20 s a call, and each of two
+/// tables is read and replaced.
+const CONVERGE_DEADLINE: Duration = Duration::from_secs(120);
+
 /// The host thread, seen from everybody else. Cheap to clone.
+///
+/// Nobody waits for it for ever: work that takes too long is a failure, and is given up. It may be
+/// done all the same, if it had been begun.
 #[derive(Debug, Clone)]
 pub(crate) struct HostHandle {
     work: mpsc::Sender<Work>,
@@ -53,6 +67,13 @@ pub(crate) struct HostHealth {
     pub(crate) contested: Vec<Contested>,
     /// What an operator should know of; none of it is changed by us.
     pub(crate) warnings: Vec<HostWarning>,
+}
+
+impl HostHealth {
+    /// That of a node of which the host thread tells nothing, which is a fault by itself.
+    pub(crate) fn unknown(error: HostFailure) -> Self {
+        Self { fault: Some(error.0), ..Self::default() }
+    }
 }
 
 /// The host's network could not be read or changed; the text is the whole chain.
@@ -89,7 +110,8 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] with the first thing that failed.
     pub(crate) async fn converge(&self, enis: Vec<EniNetwork>) -> Result<usize, HostFailure> {
-        self.ask(|reply| Work::Converge { enis, reply }).await
+        let what = "make the node's network as wanted";
+        self.ask(what, CONVERGE_DEADLINE, |reply| Work::Converge { enis, reply }).await
     }
 
     /// Sets up an ENI once its link is there, and keeps it set up from now on.
@@ -97,7 +119,8 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if the link does not come in time or the kernel refuses.
     pub(crate) async fn set_up_eni(&self, eni: EniNetwork) -> Result<(), HostFailure> {
-        self.ask(|reply| Work::SetUpEni { eni, reply }).await
+        let what = format!("set up the ENI with {}", eni.mac);
+        self.ask(&what, LINK_DEADLINE + ANSWER_DEADLINE, |reply| Work::SetUpEni { eni, reply }).await
     }
 
     /// Removes what the node has for an ENI that has left.
@@ -105,7 +128,9 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if the kernel refuses.
     pub(crate) async fn forget_eni(&self, address: IpAddr, table: RouteTable) -> Result<(), HostFailure> {
-        self.ask(|reply| Work::ForgetEni { address, table, reply }).await
+        // Should it be done though it was given up, the pool has an ENI that stays set up again.
+        let what = format!("remove the rule of the ENI with {address}");
+        self.ask(&what, ANSWER_DEADLINE, |reply| Work::ForgetEni { address, table, reply }).await
     }
 
     /// Removes rules that lead to or from an address that no link has.
@@ -113,7 +138,8 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if the kernel refuses.
     pub(crate) async fn remove_pod_rules(&self, address: IpAddr) -> Result<(), HostFailure> {
-        self.ask(|reply| Work::RemovePodRules { address, reply }).await
+        let what = format!("remove the rules of {address}");
+        self.ask(&what, ANSWER_DEADLINE, |reply| Work::RemovePodRules { address, reply }).await
     }
 
     /// Takes in new blocks of the VPC.
@@ -121,7 +147,8 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if the node could not be brought in line.
     pub(crate) async fn set_vpc_cidrs(&self, cidrs: Vec<Ipv4Net>) -> Result<(), HostFailure> {
-        self.ask(|reply| Work::VpcCidrs { cidrs, reply }).await
+        let what = format!("take in the VPC's blocks {cidrs:?}");
+        self.ask(&what, CONVERGE_DEADLINE, |reply| Work::VpcCidrs { cidrs, reply }).await
     }
 
     /// What the kernel holds that names single addresses.
@@ -129,13 +156,17 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if it cannot be read; then nothing may be presumed unused.
     pub(crate) async fn evidence(&self) -> Result<Evidence, HostFailure> {
-        self.ask(|reply| Work::Evidence { reply }).await
+        let what = "read which addresses the kernel uses";
+        self.ask(what, ANSWER_DEADLINE, |reply| Work::Evidence { reply }).await
     }
 
     /// Keeps what leads to the pods of `pool` from now on.
-    pub(crate) async fn keep_pods(&self, pool: PoolHandle) {
-        // A thread that has ended is told of by the next request that wants an answer.
-        let _ = self.work.send(Work::KeepPods(pool)).await;
+    ///
+    /// # Errors
+    /// [`HostFailure`] if the thread has ended or takes no requests.
+    pub(crate) async fn keep_pods(&self, pool: PoolHandle) -> Result<(), HostFailure> {
+        let sent = async { self.work.send(Work::KeepPods(pool)).await.map_err(|_| ended()) };
+        in_time("keep what leads to pods", ANSWER_DEADLINE, sent).await
     }
 
     /// How the node's network fares.
@@ -143,18 +174,37 @@ impl HostHandle {
     /// # Errors
     /// [`HostFailure`] if the thread has ended.
     pub(crate) async fn health(&self) -> Result<HostHealth, HostFailure> {
-        self.ask(|reply| Work::Health { reply }).await
+        self.ask("tell of the node's network", HEALTH_DEADLINE, |reply| Work::Health { reply }).await
     }
 
     async fn ask<T>(
         &self,
+        what: &str,
+        deadline: Duration,
         work: impl FnOnce(oneshot::Sender<Result<T, HostFailure>>) -> Work,
     ) -> Result<T, HostFailure> {
-        let (reply, answer) = oneshot::channel();
-        let ended = || HostFailure("the host thread has ended; this is a fault of the daemon".to_owned());
-        self.work.send(work(reply)).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        let answered = async {
+            let (reply, answer) = oneshot::channel();
+            self.work.send(work(reply)).await.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
+        };
+        in_time(what, deadline, answered).await
     }
+}
+
+/// What `work` gives, unless that takes longer than `deadline`.
+async fn in_time<T>(
+    what: &str,
+    deadline: Duration,
+    work: impl Future<Output = Result<T, HostFailure>>,
+) -> Result<T, HostFailure> {
+    let given_up =
+        || HostFailure(format!("{what}: the host thread has not answered for {} s", deadline.as_secs()));
+    timeout(deadline, work).await.unwrap_or_else(|_| Err(given_up()))
+}
+
+fn ended() -> HostFailure {
+    HostFailure("the host thread has ended; this is a fault of the daemon".to_owned())
 }
 
 /// What the pool needs to know of the kernel. Addresses of the node's own ENIs are not among
@@ -173,4 +223,56 @@ pub(crate) fn kernel_view(evidence: &Evidence) -> KernelView {
 pub(crate) fn in_use(evidence: &Evidence, are_asked_for: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
     let used: BTreeSet<_> = evidence.routes.keys().chain(evidence.rules.keys()).copied().collect();
     used.into_iter().filter(|address| are_asked_for(*address)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_thread_that_is_stuck_makes_each_request_fail_in_its_time() {
+        let (work, mut stuck) = mpsc::channel(1);
+        let host = HostHandle::simulated(work);
+
+        let asked = host.evidence().await.unwrap_err();
+
+        let expected = "read which addresses the kernel uses: the host thread has not answered for 10 s";
+        assert_eq!(asked.to_string(), expected);
+        assert!(matches!(stuck.try_recv(), Ok(Work::Evidence { reply }) if reply.is_closed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_finds_no_place_in_the_queue_fails_too_and_is_never_done() {
+        let (work, mut stuck) = mpsc::channel(1);
+        let host = HostHandle::simulated(work);
+        let first = host.health().await.unwrap_err();
+
+        let address = "10.0.1.7".parse().unwrap();
+        let second = host.remove_pod_rules(address).await.unwrap_err();
+
+        assert!(first.to_string().starts_with("tell of the node's network: "), "{first}");
+        assert!(second.to_string().starts_with("remove the rules of 10.0.1.7: "), "{second}");
+        assert!(matches!(stuck.try_recv(), Ok(Work::Health { .. })));
+        assert!(stuck.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_eni_has_longer_than_its_link_may_take() {
+        let (work, mut inbox) = mpsc::channel(1);
+        let host = HostHandle::simulated(work);
+        tokio::spawn(async move {
+            let Some(Work::SetUpEni { reply, .. }) = inbox.recv().await else { return };
+            tokio::time::sleep(LINK_DEADLINE).await;
+            drop(reply.send(Err(HostFailure::simulated("no link has this address"))));
+        });
+
+        let eni = EniNetwork {
+            mac: vpc::Mac::new([2, 0, 0, 0, 0, 7]),
+            table: RouteTable(2),
+            address: "10.0.1.5".parse().unwrap(),
+            subnet: "10.0.1.0/24".parse().unwrap(),
+            is_trunk: false,
+        };
+        assert_eq!(host.set_up_eni(eni).await.unwrap_err().to_string(), "no link has this address");
+    }
 }

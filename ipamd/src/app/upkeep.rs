@@ -106,6 +106,8 @@ impl Upkeep {
             && let Err(error) = self.host.set_vpc_cidrs(seen.vpc_cidrs).await
         {
             warn!(%error, "node network does not follow the VPC's blocks yet");
+            // The host thread may never have heard of them: the next look tells it again.
+            self.network.write().unwrap_or_else(PoisonError::into_inner).vpc_cidrs = before.vpc_cidrs;
         }
         if seen.security_groups != before.security_groups {
             executor.follow_security_groups().await;

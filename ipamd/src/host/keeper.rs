@@ -62,6 +62,23 @@ pub(crate) enum Work {
     },
 }
 
+impl Work {
+    /// Whether nobody waits for it any more and it may no longer be right: an address without a
+    /// pod may have one by now. Who asked has been told that it was not done, and asks again.
+    ///
+    /// What the node should have from now on is taken in however late: the newest word counts.
+    fn is_given_up(&self) -> bool {
+        match self {
+            Self::SetUpEni { reply, .. }
+            | Self::ForgetEni { reply, .. }
+            | Self::RemovePodRules { reply, .. } => reply.is_closed(),
+            Self::Evidence { reply } => reply.is_closed(),
+            Self::Health { reply } => reply.is_closed(),
+            Self::Converge { .. } | Self::VpcCidrs { .. } | Self::KeepPods(_) => false,
+        }
+    }
+}
+
 /// An ENI whose link has not come yet.
 struct Expected {
     eni: EniNetwork,
@@ -122,7 +139,10 @@ impl Keeper {
     }
 
     fn handle(&mut self, work: Work) {
-        // Whoever has stopped waiting for an answer does not need it.
+        if work.is_given_up() {
+            return;
+        }
+        // Whoever has stopped waiting for an answer meanwhile does not need it.
         match work {
             Work::Converge { enis, reply } => {
                 self.wanted.enis = enis;
@@ -206,5 +226,25 @@ fn thread_failure(error: impl fmt::Display) -> HostFailure {
 impl From<KernelError> for HostFailure {
     fn from(error: KernelError) -> Self {
         HostFailure::of(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_up_is_not_done_late_unless_it_says_what_should_be() {
+        let address = "10.0.1.7".parse().unwrap();
+        let (reply, answer) = oneshot::channel();
+        let rules = Work::RemovePodRules { address, reply };
+        let (reply, other_answer) = oneshot::channel();
+        let blocks = Work::VpcCidrs { cidrs: Vec::new(), reply };
+        assert!(!rules.is_given_up());
+
+        drop((answer, other_answer));
+
+        assert!(rules.is_given_up());
+        assert!(!blocks.is_given_up());
     }
 }

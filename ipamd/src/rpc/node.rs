@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::why::{Subject, why};
 use super::{COLLECTION_SIZE, Services, status, translate};
 use crate::clock::Moment;
-use crate::host;
+use crate::host::{self, HostHealth};
 use crate::pool_task::{AddError, Collection};
 
 pub(super) fn server(services: Services) -> NodeServer<Services> {
@@ -61,8 +61,8 @@ impl Node for Services {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let report = self.pool.report().await.ok_or_else(translate::closed)?;
-        let health = self.host.health().await.ok();
-        Ok(Response::new(status::status(&report, health.as_ref(), self)))
+        let health = self.host.health().await.unwrap_or_else(HostHealth::unknown);
+        Ok(Response::new(status::status(&report, &health, self)))
     }
 
     async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyReply>, Status> {

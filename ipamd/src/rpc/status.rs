@@ -20,7 +20,7 @@ use crate::pool::{
 use crate::report::{Cause, Failure, Fault, RefusedPod, Report, Wait};
 use crate::takeover::{Phase, Takeover};
 
-pub(super) fn status(report: &Report, health: Option<&HostHealth>, services: &Services) -> StatusReply {
+pub(super) fn status(report: &Report, health: &HostHealth, services: &Services) -> StatusReply {
     let Report { at, pool, waiting, failures, refusals, .. } = report;
     StatusReply {
         now_unix_ms: at.unix_ms_at(at.instant()),
@@ -40,7 +40,7 @@ pub(super) fn status(report: &Report, health: Option<&HostHealth>, services: &Se
         recent_failures: failures.iter().map(|it| failure(it, *at)).collect(),
         waiting_pods: waiting.iter().map(|it| wait(it, *at)).collect(),
         recent_refusals: refusals.iter().map(|it| refused(it, *at)).collect(),
-        network: health.map(|it| network(it, *at)),
+        network: Some(network(health, *at)),
         takeover: Some(takeover(services.takeover.now())),
     }
 }
