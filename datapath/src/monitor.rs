@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::NlasIterator;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -31,7 +32,7 @@ const READ: usize = 64 * 1024;
 /// A subscription to the network of the namespace it was opened in.
 pub struct Monitor {
     network: Socket,
-    filter: Option<Socket>,
+    filter: Result<Socket, KernelError>,
 }
 
 impl std::fmt::Debug for Monitor {
@@ -50,36 +51,49 @@ pub struct Changed {
 }
 
 impl Monitor {
-    /// A subscription in the calling thread's namespace. On a kernel without nftables it tells of
-    /// the network alone.
+    /// A subscription in the calling thread's namespace. Where the kernel does not tell of nftables
+    /// it tells of the network alone: [`Monitor::filter_fault`] has the reason.
     ///
     /// # Errors
     /// [`KernelError`] if the kernel gives none.
     pub fn open() -> Result<Self, KernelError> {
         let network = subscribe(NETLINK_ROUTE, &NETWORK_GROUPS)
             .map_err(|cause| KernelError::new("subscribe to links, addresses, routes and rules", cause))?;
-        Ok(Self { network, filter: subscribe(NETLINK_NETFILTER, &[FILTER_GROUP]).ok() })
+        let filter = subscribe(NETLINK_NETFILTER, &[FILTER_GROUP])
+            .map_err(|cause| KernelError::new("subscribe to the packet filter", cause));
+        Ok(Self { network, filter })
     }
 
-    /// Waits until something has changed, and says what.
+    /// Why changes of the packet filter are not told, if they are not.
+    #[must_use]
+    pub fn filter_fault(&self) -> Option<&KernelError> {
+        self.filter.as_ref().err()
+    }
+
+    /// Waits until something has changed, and says what: nothing if that takes longer than
+    /// `patience`. Without `patience` it waits for ever.
     ///
     /// # Errors
     /// [`KernelError`] if a socket fails.
-    pub fn wait(&mut self) -> Result<Changed, KernelError> {
+    pub fn wait(&mut self, patience: Option<Duration>) -> Result<Changed, KernelError> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
         loop {
-            let sockets = [Some(&self.network), self.filter.as_ref()];
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // A wait that is longer than can be told ends early, and is begun anew.
+            let timeout = left.map_or(PollTimeout::NONE, |left| left.try_into().unwrap_or(PollTimeout::MAX));
+            let sockets = [Some(&self.network), self.filter.as_ref().ok()];
             let mut descriptors: Vec<PollFd<'_>> = sockets
                 .into_iter()
                 .flatten()
                 .map(|socket| PollFd::new(borrow(socket), PollFlags::POLLIN))
                 .collect();
-            match poll(&mut descriptors, PollTimeout::NONE) {
+            match poll(&mut descriptors, timeout) {
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(KernelError::new("wait for changes", io::Error::from(errno))),
             }
             let changed = self.changed()?;
-            if changed != Changed::default() {
+            if changed != Changed::default() || left.is_some_and(|left| left.is_zero()) {
                 return Ok(changed);
             }
         }
@@ -93,7 +107,7 @@ impl Monitor {
         let mut changed = Changed::default();
         drain(&self.network, |_| changed.network = true)
             .map_err(|cause| KernelError::new("read what changed of the network", cause))?;
-        if let Some(filter) = &self.filter {
+        if let Ok(filter) = &self.filter {
             drain(filter, |message| changed.filter |= message.is_none_or(names_our_table))
                 .map_err(|cause| KernelError::new("read what changed of the packet filter", cause))?;
         }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use datapath::kernel::inside;
 use datapath::monitor::{Changed, Monitor};
 use support::Space;
@@ -56,10 +58,19 @@ fn what_others_do_with_their_packet_filters_is_not_told() {
 fn a_change_ends_the_wait() {
     let space = Space::new();
     let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
-    let waiter = std::thread::spawn(move || monitor.wait().unwrap());
+    let waiter = std::thread::spawn(move || monitor.wait(None).unwrap());
 
     space.run("nft add table ip somebody");
     space.run("ip rule add from 10.0.0.1 lookup 7");
 
     assert_eq!(waiter.join().unwrap(), NETWORK);
+}
+
+#[test]
+fn a_wait_with_patience_ends_without_a_change() {
+    let space = Space::new();
+    let mut monitor = inside(&space.netns, Monitor::open).unwrap().unwrap();
+
+    assert_eq!(monitor.wait(Some(Duration::from_millis(20))).unwrap(), Changed::default());
+    assert!(monitor.filter_fault().is_none());
 }

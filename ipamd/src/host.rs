@@ -67,6 +67,8 @@ pub(crate) struct HostHealth {
     pub(crate) contested: Vec<Contested>,
     /// What an operator should know of; none of it is changed by us.
     pub(crate) warnings: Vec<HostWarning>,
+    /// Why the kernel does not tell of changes, so that they are noticed by the clock alone.
+    pub(crate) deaf: Option<String>,
 }
 
 impl HostHealth {

@@ -178,7 +178,8 @@ impl Keeper {
             }
             Work::KeepPods(pool) => self.verifier.keep_pods(pool, Instant::now()),
             Work::Health { reply } => {
-                let _ = reply.send(Ok(self.verifier.health(Instant::now())));
+                let health = self.verifier.health(Instant::now());
+                let _ = reply.send(Ok(HostHealth { deaf: self.signals.deaf(), ..health }));
             }
         }
     }

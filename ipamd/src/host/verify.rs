@@ -100,6 +100,7 @@ impl Verifier {
             repairs: self.repairs.counts().clone(),
             contested: self.repairs.contested(now),
             warnings: self.warnings.clone(),
+            deaf: None,
         }
     }
 

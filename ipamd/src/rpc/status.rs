@@ -57,11 +57,14 @@ fn network(health: &HostHealth, at: Moment) -> NetworkStatus {
         times: it.times,
         not_before_unix_ms: at.unix_ms_at(it.not_before),
     });
+    let deaf = health.deaf.iter().map(|why| {
+        format!("the kernel does not tell of changes, so they are noticed only every 30 s: {why}")
+    });
     NetworkStatus {
         fault: health.fault.clone(),
         repairs: repairs.collect(),
         contested: contested.collect(),
-        warnings: health.warnings.iter().map(ToString::to_string).collect(),
+        warnings: deaf.chain(health.warnings.iter().map(ToString::to_string)).collect(),
     }
 }
 
