@@ -207,7 +207,7 @@ impl<E: Ec2> Daemon<E> {
             executor_options(config, &limits, clock.clone(), new_token),
         ));
         let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone(), config.family);
-        let loaded = restore::load(&mut checkpoint)?;
+        let loaded = restore::load(&mut checkpoint);
         let attached = restore::attached(&executor, &clock, !loaded.allocations.is_empty()).await?;
         let is_served = |eni: &&Eni| eni.role == EniRole::Secondary && eni.is_managed;
         let of_family = |eni: &Eni| eni_network(eni, config.family);

@@ -13,6 +13,7 @@ use std::{fmt, io};
 use serde::{Deserialize, Serialize};
 use vpc::{Family, PodKey, PodName};
 
+use crate::chain::chain;
 use crate::durable::{self, Disk, WriteError};
 use crate::pool::Allocation;
 
@@ -60,6 +61,8 @@ pub(crate) enum Problem {
     Entry { number: usize, fault: String },
     /// Two entries name the same pod or the same address; who reads them decides between them.
     Contradiction { number: usize, earlier: usize },
+    /// The faulty file could not be kept aside; the next write replaces it.
+    NotKept(String),
 }
 
 impl fmt::Display for Problem {
@@ -72,6 +75,7 @@ impl fmt::Display for Problem {
             Self::Contradiction { number, earlier } => {
                 write!(f, "allocations {earlier} and {number} have the same pod or the same address")
             }
+            Self::NotKept(cause) => write!(f, "no copy of it is kept: {cause}"),
         }
     }
 }
@@ -160,22 +164,23 @@ impl Checkpoint {
 
     /// Everything that can be read from the file; a missing one holds nothing.
     ///
-    /// A file with any fault is kept under another name first, since the next write replaces it.
-    ///
-    /// # Errors
-    /// [`WriteError`] if a faulty file could not be kept aside.
-    pub(crate) fn load(&self) -> Result<Loaded, WriteError> {
+    /// A file with any fault is kept under another name first, since the next write replaces it. If
+    /// that fails it is one problem more: pods need a daemon, and people can do without a copy.
+    pub(crate) fn load(&self) -> Loaded {
         let mut loaded = match self.disk.read(&self.path) {
             Ok(bytes) => parse(&bytes, self.family),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::default(),
             Err(error) => {
                 Loaded { problems: vec![Problem::Unreadable(error.to_string())], ..Loaded::default() }
             }
         };
         if !loaded.problems.is_empty() {
-            loaded.kept_as = Some(durable::keep_aside(&*self.disk, &self.path)?);
+            match durable::keep_aside(&*self.disk, &self.path) {
+                Ok(aside) => loaded.kept_as = Some(aside),
+                Err(error) => loaded.problems.push(Problem::NotKept(chain(&error))),
+            }
         }
-        Ok(loaded)
+        loaded
     }
 }
 

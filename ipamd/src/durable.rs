@@ -53,28 +53,30 @@ pub(crate) fn remove_leftovers(disk: &dyn Disk, path: &Path) -> Result<(), Write
     Ok(())
 }
 
-/// Gives the file at `path` a second name that nothing overwrites, and returns it: the same
-/// name and `.broken-<n>`, with the lowest number that is free.
+/// Gives the file at `path` a second name and returns it: the same name and `.broken-<n>`, with the
+/// lowest number that is free, or the last one, whose file it replaces, if none is.
 ///
 /// # Errors
 /// [`WriteError`] if the file system refuses.
 pub(crate) fn keep_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, WriteError> {
-    // More than these would only repeat what the first ones show.
-    const MOST: u32 = 20;
-    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for number in 1..=MOST {
-        let aside = directory(path).join(format!("{}.broken-{number}", file_name(path)));
+    let name_of = |number: u32| directory(path).join(format!("{}.broken-{number}", file_name(path)));
+    let fail = |source| WriteError { action: "keep a copy of", path: path.to_owned(), source };
+    for number in 1..=MOST_ASIDE {
+        let aside = name_of(number);
         match disk.link(path, &aside) {
             Ok(()) => return Ok(aside),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
-            Err(error) => {
-                last = error;
-                break;
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(fail(error)),
         }
     }
-    Err(WriteError { action: "keep a copy of", path: path.to_owned(), source: last })
+    // The first ones show how it began, and the last one how it is now.
+    let aside = name_of(MOST_ASIDE);
+    disk.remove(&aside).and_then(|()| disk.link(path, &aside)).map_err(fail)?;
+    Ok(aside)
 }
+
+/// The copies that are kept of one file: more would only repeat what the first ones show.
+const MOST_ASIDE: u32 = 20;
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -154,5 +156,22 @@ mod tests {
 
         assert!(first.ends_with("state.json.broken-1") && second.ends_with("state.json.broken-2"));
         assert_eq!(fs::read(first).unwrap(), b"broken");
+    }
+
+    #[test]
+    fn when_there_are_many_copies_the_last_one_gives_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        for number in 1..=MOST_ASIDE + 2 {
+            let _ = fs::remove_file(&path);
+            fs::write(&path, number.to_string()).unwrap();
+            keep_aside(&RealDisk, &path).unwrap();
+        }
+
+        let copy = |number| fs::read_to_string(directory.path().join(format!("state.json.broken-{number}")));
+        assert_eq!(copy(1).unwrap(), "1");
+        assert_eq!(copy(MOST_ASIDE - 1).unwrap(), (MOST_ASIDE - 1).to_string());
+        assert_eq!(copy(MOST_ASIDE).unwrap(), (MOST_ASIDE + 2).to_string());
+        assert!(copy(MOST_ASIDE + 1).is_err());
     }
 }

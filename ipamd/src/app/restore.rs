@@ -81,19 +81,16 @@ pub(super) async fn attached<E: Ec2>(
     }
 }
 
-/// What the state file holds. What was wrong with it is said, and the file kept aside.
-///
-/// # Errors
-/// A damaged file cannot be kept.
-pub(super) fn load(checkpoint: &mut Checkpoint) -> anyhow::Result<Loaded> {
+/// What the state file holds. What was wrong with it is said, and the file kept aside if possible.
+pub(super) fn load(checkpoint: &mut Checkpoint) -> Loaded {
     if let Err(error) = checkpoint.remove_leftovers() {
         warn!(%error, "leftovers of an earlier crash stay");
     }
-    let loaded = checkpoint.load().context("keep the damaged state file aside")?;
+    let loaded = checkpoint.load();
     for problem in &loaded.problems {
         error!(path = %checkpoint.path().display(), kept = ?loaded.kept_as, %problem, "state file is damaged");
     }
-    Ok(loaded)
+    loaded
 }
 
 /// Gives every pod its address back, as far as the witnesses agree.

@@ -133,11 +133,27 @@ fn a_damaged_file_is_kept_before_anything_can_replace_it() {
     fs::write(&path, &GOLDEN[..GOLDEN.len() - 4]).unwrap();
     let mut checkpoint = Checkpoint::at(Arc::new(durable::RealDisk), path, Family::V4);
 
-    let loaded = checkpoint.load().unwrap();
+    let loaded = checkpoint.load();
     checkpoint.write(&loaded.allocations).unwrap();
 
     let kept = fs::read_to_string(loaded.kept_as.unwrap()).unwrap();
     assert_eq!(kept, GOLDEN[..GOLDEN.len() - 4]);
+}
+
+#[test]
+fn a_damaged_file_of_which_no_copy_can_be_kept_is_loaded_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    fs::write(&path, &GOLDEN[..GOLDEN.len() - 4]).unwrap();
+    // The name of a copy that is neither free nor a file's.
+    for number in 1..=20 {
+        fs::create_dir(directory.path().join(format!("ipam.json.broken-{number}"))).unwrap();
+    }
+
+    let loaded = Checkpoint::at(Arc::new(durable::RealDisk), path, Family::V4).load();
+
+    assert!(loaded.kept_as.is_none());
+    assert!(matches!(loaded.problems[..], [.., Problem::NotKept(_)]), "{:?}", loaded.problems);
 }
 
 #[test]
@@ -146,11 +162,11 @@ fn a_good_file_is_not_copied_and_a_missing_one_is_not_made() {
     let mut checkpoint =
         Checkpoint::at(Arc::new(durable::RealDisk), directory.path().join("ipam.json"), Family::V4);
 
-    assert!(checkpoint.load().unwrap().allocations.is_empty());
+    assert!(checkpoint.load().allocations.is_empty());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 
     checkpoint.write(&[web()]).unwrap();
-    assert_eq!(checkpoint.load().unwrap().allocations, [web()]);
+    assert_eq!(checkpoint.load().allocations, [web()]);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
