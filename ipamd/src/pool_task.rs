@@ -28,7 +28,7 @@ use crate::pool::{
     FailureClass, Outcome, Pool, QuarantineReason, Reason, Refusal, Request, RestoreNote, Step, StepFailure,
     StepId, WaiterId,
 };
-use crate::report::{Cause, Failure, Fault};
+use crate::report::Cause;
 use commit::{Change, Commit};
 pub(crate) use handle::{AddError, Collected, Collection, DelError, LateDel, Patience, PoolHandle};
 use handle::{AddReply, DelReply, Event};
@@ -243,16 +243,16 @@ impl<R: StepRunner> PoolTask<R> {
 
     fn written(&mut self, written: Written, now: Instant) {
         match written {
-            Ok(()) => self.commit.succeeded(),
-            Err(failure) => {
+            Written::Whole => self.commit.succeeded(),
+            Written::WithoutSecond(failure) => {
+                warn!(error = failure, "second state file not written; a restart may forget cooldowns");
+                self.history.not_written("write the second state file", failure, now);
+                self.commit.succeeded();
+                self.rewrite_at = Some(now + REWRITE);
+            }
+            Written::Failed(failure) => {
                 error!(error = failure, "state not written; refusing pods until it is");
-                let action = "write the state file".to_owned();
-                self.history.failed(Failure {
-                    at: now,
-                    action,
-                    class: Fault::State,
-                    message: failure.clone(),
-                });
+                self.history.not_written("write the state file", failure.clone(), now);
                 for change in self.commit.failed() {
                     self.undo(change, &failure, now);
                 }

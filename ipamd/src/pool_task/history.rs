@@ -49,6 +49,16 @@ impl History {
         self.failed(Failure { at: now, action: step.to_string(), class, message });
     }
 
+    /// A state file was not written. It is tried again every few seconds, so what fails in the same
+    /// way again takes the place of the time before, and no other failure's.
+    pub(super) fn not_written(&mut self, action: &str, message: String, now: Instant) {
+        let failure = Failure { at: now, action: action.to_owned(), class: Fault::State, message };
+        self.failures.retain(|last| {
+            (&last.action, last.class, &last.message) != (&failure.action, failure.class, &failure.message)
+        });
+        self.failed(failure);
+    }
+
     /// Whether how a step ended is news: a step that is denied is denied again each time, until
     /// somebody changes a policy, and saying it once is enough.
     pub(super) fn is_news(&mut self, step: &Step, outcome: &Outcome) -> bool {
@@ -63,7 +73,7 @@ impl History {
         !(is_denied && was_denied)
     }
 
-    pub(super) fn failed(&mut self, failure: Failure) {
+    fn failed(&mut self, failure: Failure) {
         self.failures.push_back(failure);
         keep_last(&mut self.failures, FAILURES);
     }

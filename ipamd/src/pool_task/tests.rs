@@ -1,6 +1,7 @@
 //! The task against a disk that waits and fails, and steps that end when the test says so.
 
 mod report;
+mod second_file;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -64,7 +65,7 @@ struct World {
     write_ends: blocking::Sender<bool>,
     steps: mpsc::UnboundedReceiver<Begun>,
     runner: Arc<Runner>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl World {
@@ -98,7 +99,7 @@ impl World {
         let runner = Arc::new(Runner { begun, stale: Mutex::default() });
         let (task, pool) = PoolTask::new(pool, Arc::clone(&runner), writer, Clock::system());
         tokio::spawn(task.run());
-        Self { pool, writes, write_ends, steps, runner, _directory: directory }
+        Self { pool, writes, write_ends, steps, runner, directory }
     }
 
     fn add(&self, pod: &str) -> tokio::task::JoinHandle<Result<Assignment, AddError>> {

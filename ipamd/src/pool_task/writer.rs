@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use tracing::warn;
 
 use crate::chain::chain;
 use crate::checkpoint::StateFile;
@@ -16,8 +15,17 @@ use crate::durable::Offload;
 use crate::pool::{Allocation, QuarantineReason};
 use crate::sidecar::Sidecar;
 
-/// Whether a write is durable; else why not.
-pub(super) type Written = Result<(), String>;
+/// What came of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Written {
+    /// It is durable.
+    Whole,
+    /// Only the second file is not written, for this reason: pods have what they were promised, and
+    /// a restart may forget cooldowns and what is held back.
+    WithoutSecond(String),
+    /// The state file is not written, for this reason.
+    Failed(String),
+}
 
 struct Job {
     /// None if only the second file changes.
@@ -37,11 +45,16 @@ impl<S: StateFile> Files<S> {
     fn write(&mut self, job: &Job) -> Written {
         // Cooldowns first: an address that has left the state file but rests nowhere could be
         // given to the next pod at once after a crash between the two.
-        if let Err(error) = self.sidecar.record_pool(&job.cooling, &job.quarantined, self.clock.moment()) {
-            warn!(error = chain(&error), "second state file not written; a restart may forget cooldowns");
+        let second = self.sidecar.record_pool(&job.cooling, &job.quarantined, self.clock.moment());
+        if let Some(allocations) = &job.allocations
+            && let Err(error) = self.state.write(allocations)
+        {
+            return Written::Failed(chain(&error));
         }
-        let Some(allocations) = &job.allocations else { return Ok(()) };
-        self.state.write(allocations).map_err(|error| chain(&error))
+        match second {
+            Ok(()) => Written::Whole,
+            Err(error) => Written::WithoutSecond(chain(&error)),
+        }
     }
 }
 
@@ -106,6 +119,9 @@ impl Writer {
 
     /// The outcome of the write under way; a thread that ended has failed it.
     pub(super) async fn written(&mut self) -> Written {
-        self.done.recv().await.unwrap_or_else(|| Err("the state writer's thread has ended".to_owned()))
+        self.done
+            .recv()
+            .await
+            .unwrap_or_else(|| Written::Failed("the state writer's thread has ended".to_owned()))
     }
 }
