@@ -44,6 +44,8 @@ impl Code {
     pub(crate) const NOT_SERVED: Self = Self(102);
     /// The daemon's answer makes no sense: plugin and daemon do not belong together.
     pub(crate) const ABSURD_ANSWER: Self = Self(103);
+    /// EC2 refuses what the node asks for: an operator changes what it complains of.
+    pub(crate) const EC2_REFUSES: Self = Self(104);
     /// CHECK: the pod's network is not what ADD made. Runtimes may re-create the pod.
     pub(crate) const DIFFERENT: Self = Self(110);
     /// Everything else; what plugins written with Go's skeleton use for their own errors.
@@ -66,6 +68,7 @@ impl Code {
             | RefusalReason::Quarantined
             | RefusalReason::Unspecified => Self::TRY_AGAIN_LATER,
             RefusalReason::PermissionDenied => Self::PERMISSION_DENIED,
+            RefusalReason::Ec2Refuses => Self::EC2_REFUSES,
             RefusalReason::ProvisioningOff => Self::PROVISIONING_OFF,
             RefusalReason::BadRequest => Self::NOT_SERVED,
         }

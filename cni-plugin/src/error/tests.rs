@@ -35,6 +35,7 @@ fn code(reason: RefusalReason) -> u32 {
         RefusalReason::PermissionDenied => 100,
         RefusalReason::ProvisioningOff => 101,
         RefusalReason::BadRequest => 102,
+        RefusalReason::Ec2Refuses => 104,
     }
 }
 

@@ -36,21 +36,18 @@ impl StepError {
 
     /// EC2 made no ENI in this subnet. What is wrong with the subnet leaves others to be tried.
     pub(super) fn in_subnet(subnet: &SubnetId, error: Ec2Error) -> Self {
-        let is_subnets_fault = !error.may_have_happened()
-            && matches!(
-                error.class(),
-                Class::SubnetExhausted
-                    | Class::NoFreePrefix
-                    | Class::NoIpv6Block
-                    | Class::NotFound
-                    | Class::Invalid
-            );
+        let is_subnets_fault = !error.may_have_happened() && blames_subnet(&error);
         let error = Self::from(error);
-        if is_subnets_fault && error.class != FailureClass::NoFreePrefix {
-            let message = format!("no ENI in {subnet}: {}", error.message);
-            return Self { class: FailureClass::SubnetExhausted, message };
+        match error.class {
+            FailureClass::NoFreePrefix => error,
+            _ if is_subnets_fault => {
+                let message = format!("no ENI in {subnet}: {}", error.message);
+                Self { class: FailureClass::SubnetExhausted, message }
+            }
+            // What EC2 does not know is something else that the request names.
+            FailureClass::NotFound => Self { class: FailureClass::Refused, ..error },
+            _ => error,
         }
-        error
     }
 
     /// The intent could not be recorded, so nothing was begun.
@@ -68,6 +65,20 @@ impl From<Ec2Error> for StepError {
     }
 }
 
+/// Whether another subnet might do better. EC2 also refuses an ENI for what else the request names,
+/// like a security group, which no other subnet mends.
+fn blames_subnet(error: &Ec2Error) -> bool {
+    match error.class() {
+        Class::SubnetExhausted | Class::NoFreePrefix | Class::NoIpv6Block => true,
+        Class::NotFound | Class::Invalid => {
+            let detail = error.detail().to_ascii_lowercase();
+            error.code().is_some_and(|code| code.starts_with("InvalidSubnet"))
+                || (detail.contains("subnet") && !detail.contains("security group"))
+        }
+        _ => false,
+    }
+}
+
 fn class_of(error: &Ec2Error) -> FailureClass {
     if error.may_have_happened() {
         return FailureClass::AnswerLost;
@@ -79,10 +90,12 @@ fn class_of(error: &Ec2Error) -> FailureClass {
         Class::SubnetExhausted | Class::NoIpv6Block => FailureClass::SubnetExhausted,
         Class::NoFreePrefix => FailureClass::NoFreePrefix,
         Class::Quota => FailureClass::Quota,
-        Class::AddressLimit | Class::AttachmentLimit | Class::SlotInUse => FailureClass::LimitReached,
+        Class::AddressLimit | Class::SlotInUse => FailureClass::LimitReached,
+        Class::AttachmentLimit => FailureClass::EniLimit,
         Class::NotFound => FailureClass::NotFound,
         Class::AnswerLost | Class::Malformed => FailureClass::AnswerLost,
         Class::Unavailable | Class::Timeout => FailureClass::Unavailable,
-        Class::AlreadyDone | Class::Busy | Class::Invalid => FailureClass::Other,
+        Class::Invalid => FailureClass::Refused,
+        Class::AlreadyDone | Class::Busy => FailureClass::Other,
     }
 }

@@ -5,6 +5,7 @@ mod fake_imds;
 mod leaks;
 mod managed;
 mod metadata;
+mod refusals;
 mod repairs;
 
 use std::collections::BTreeMap;

@@ -23,6 +23,7 @@ pub(crate) enum Reason {
     QuotaExceeded,
     Throttled,
     PermissionDenied,
+    Ec2Refuses,
     Ec2Unavailable,
     HostSetupFailed,
     StateNotDurable,
@@ -296,6 +297,16 @@ fn advice(class: FailureClass) -> (Reason, Option<&'static str>) {
         FailureClass::SubnetExhausted | FailureClass::NoFreePrefix => (
             Reason::SubnetExhausted,
             "free addresses in the subnet, or tag a further subnet of this zone with kubernetes.io/role/cni=1",
+        ),
+        FailureClass::EniLimit => (
+            Reason::NodeFull,
+            "EC2 allows this instance fewer ENIs than the limit of its type says; set MAX_ENI to what it allows, \
+             or detach ENIs that the node does not need",
+        ),
+        FailureClass::Refused => (
+            Reason::Ec2Refuses,
+            "mend or make anew what EC2 complains of, such as a security group of the primary ENI or a tag in \
+             ADDITIONAL_ENI_TAGS",
         ),
         FailureClass::Host => (Reason::HostSetupFailed, "see the daemon's log for the link in question"),
         FailureClass::NotDurable => {

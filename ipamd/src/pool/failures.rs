@@ -214,6 +214,8 @@ fn pause(failure: &StepFailure, times: u32) -> Duration {
         | FailureClass::NotDurable
         | FailureClass::AnswerLost
         | FailureClass::LimitReached
+        | FailureClass::EniLimit
+        | FailureClass::Refused
         | FailureClass::NotFound
         | FailureClass::Other => (1, 30),
     };

@@ -153,7 +153,10 @@ impl Pool {
     fn step_failed(&mut self, step: &Step, failure: StepFailure, now: Instant) {
         let is_unclear = matches!(
             failure.class,
-            FailureClass::AnswerLost | FailureClass::LimitReached | FailureClass::NotFound
+            FailureClass::AnswerLost
+                | FailureClass::LimitReached
+                | FailureClass::EniLimit
+                | FailureClass::NotFound
         );
         if failure.class == FailureClass::AnswerLost
             && let Step::Unassign { eni, .. } | Step::FreeEni { eni } = step

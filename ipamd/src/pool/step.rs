@@ -134,6 +134,10 @@ pub(crate) enum FailureClass {
     Quota,
     /// The ENI or the instance holds more than the book knows.
     LimitReached,
+    /// EC2 lets the instance have no further ENI.
+    EniLimit,
+    /// EC2 refuses the request as it stands; an operator must change something that it names.
+    Refused,
     /// The thing is gone.
     NotFound,
     /// The work may be done, but nobody said so.

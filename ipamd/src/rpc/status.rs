@@ -300,6 +300,8 @@ fn fault_name(fault: Fault) -> &'static str {
             FailureClass::NoFreePrefix => "no-free-prefix",
             FailureClass::Quota => "quota",
             FailureClass::LimitReached => "limit-reached",
+            FailureClass::EniLimit => "eni-limit",
+            FailureClass::Refused => "refused",
             FailureClass::NotFound => "not-found",
             FailureClass::AnswerLost => "answer-lost",
             FailureClass::Unavailable => "unavailable",

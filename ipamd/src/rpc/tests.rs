@@ -166,6 +166,7 @@ fn refused_with(reason: RefusalReason) -> Option<rpc::AddNetworkReply> {
         RefusalReason::QuotaExceeded => Reason::QuotaExceeded,
         RefusalReason::Throttled => Reason::Throttled,
         RefusalReason::PermissionDenied => Reason::PermissionDenied,
+        RefusalReason::Ec2Refuses => Reason::Ec2Refuses,
         RefusalReason::Ec2Unavailable => Reason::Ec2Unavailable,
         RefusalReason::HostSetupFailed => Reason::HostSetupFailed,
         RefusalReason::StateNotDurable => Reason::StateNotDurable,

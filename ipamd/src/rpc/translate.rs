@@ -94,6 +94,7 @@ pub(super) fn reason(reason: Reason) -> RefusalReason {
         Reason::QuotaExceeded => RefusalReason::QuotaExceeded,
         Reason::Throttled => RefusalReason::Throttled,
         Reason::PermissionDenied => RefusalReason::PermissionDenied,
+        Reason::Ec2Refuses => RefusalReason::Ec2Refuses,
         Reason::Ec2Unavailable => RefusalReason::Ec2Unavailable,
         Reason::HostSetupFailed => RefusalReason::HostSetupFailed,
         Reason::StateNotDurable => RefusalReason::StateNotDurable,
