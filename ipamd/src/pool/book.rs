@@ -249,8 +249,16 @@ impl Book {
         }
     }
 
+    pub(super) fn primary_eni(&self) -> Option<&EniId> {
+        self.primary().map(|eni| &eni.facts.id)
+    }
+
     pub(super) fn primary_subnet(&self) -> Option<&SubnetId> {
-        self.enis.values().find(|eni| eni.facts.role == EniRole::Primary).map(|eni| &eni.facts.subnet)
+        self.primary().map(|eni| &eni.facts.subnet)
+    }
+
+    fn primary(&self) -> Option<&EniEntry> {
+        self.enis.values().find(|eni| eni.facts.role == EniRole::Primary)
     }
 
     pub(super) fn allocations(&self) -> Vec<Allocation> {

@@ -56,6 +56,9 @@ pub(super) struct Failed {
     pub(super) failure: StepFailure,
     /// How often in a row.
     pub(super) times: u32,
+    /// How often in a row in this way.
+    alike: u32,
+    failed_at: Instant,
     pub(super) retry_at: Instant,
     /// How many blocks to ask for next: halved each time the subnet has too few.
     ask_for: Option<u32>,
@@ -69,6 +72,16 @@ pub(super) struct LastFailures {
     by_kind: BTreeMap<Kind, Failed>,
 }
 
+/// Whether anybody waits for what failed, and which of the nodes it failed on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Waits {
+    /// A pod does: it is tried again soon.
+    Pod,
+    /// Nobody does, so it can be left alone for long; a number that differs from node to node
+    /// spreads the nodes' next tries.
+    Nobody { spread: u64 },
+}
+
 impl LastFailures {
     /// Notes a failed step; `subnet` is where it asked for blocks.
     pub(super) fn note(
@@ -76,6 +89,7 @@ impl LastFailures {
         step: &Step,
         subnet: Option<&SubnetId>,
         failure: StepFailure,
+        waits: Waits,
         now: Instant,
     ) {
         let asked = step.asks_for();
@@ -85,15 +99,33 @@ impl LastFailures {
             }
             _ => Kind::of(step),
         };
-        let times = self.by_kind.get(&kind).map_or(0, |last| last.times).saturating_add(1);
+        let last = self.by_kind.get(&kind);
+        let times = last.map_or(0, |last| last.times).saturating_add(1);
+        let alike = last.filter(|last| last.failure.class == failure.class);
+        let alike = alike.map_or(0, |last| last.alike).saturating_add(1);
         let asked = asked.map_or(0, Blocks::count);
         let (times, pause, ask_for) = if matches!(kind, Kind::Subnet(..)) && asked > 1 {
             // Asking for less is a new question, not a repeated one.
             (0, Duration::ZERO, Some(asked / 2))
         } else {
-            (times, pause(&failure, times), Some(1).filter(|_| matches!(kind, Kind::Subnet(..))))
+            let soon = pause(&failure, times);
+            let pause = match waits {
+                Waits::Pod => soon,
+                Waits::Nobody { spread } => soon.max(long_pause(failure.class, alike, spread)),
+            };
+            (times, pause, Some(1).filter(|_| matches!(kind, Kind::Subnet(..))))
         };
-        self.by_kind.insert(kind, Failed { failure, times, retry_at: now + pause, ask_for, is_over: false });
+        let retry_at = now + pause;
+        let failed = Failed { failure, times, alike, failed_at: now, retry_at, ask_for, is_over: false };
+        self.by_kind.insert(kind, failed);
+    }
+
+    /// Ends long pauses: a pod needs what failed, or things have changed. What has failed just now
+    /// still rests as long as it would for a waiting pod.
+    pub(super) fn end_long_pauses(&mut self) {
+        for last in self.by_kind.values_mut().filter(|last| is_lasting(last.failure.class)) {
+            last.retry_at = last.retry_at.min(last.failed_at + pause(&last.failure, last.times));
+        }
     }
 
     /// Forgets what the step's success disproves. Whoever got little of a subnet asks for more,
@@ -203,7 +235,38 @@ pub(super) fn is_for_operators(class: FailureClass) -> bool {
     matches!(class, FailureClass::Denied | FailureClass::Credentials | FailureClass::Quota)
 }
 
-/// How long to leave a kind of step alone after it failed `times` in a row.
+/// Whether a failure is likely to come again as it is, until somebody changes something.
+fn is_lasting(class: FailureClass) -> bool {
+    matches!(
+        class,
+        FailureClass::Host
+            | FailureClass::LimitReached
+            | FailureClass::EniLimit
+            | FailureClass::Refused
+            | FailureClass::NotFound
+            | FailureClass::Other
+    )
+}
+
+/// After how many failures of the same kind pauses grow beyond half a minute: two minutes of them.
+const SEVERAL: u32 = 8;
+
+/// The longest pause.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long to leave alone what failed so often in the same way and nobody waits for; no time at all
+/// for what may mend itself. Up to a quarter less, by the node, so that nodes that failed together do
+/// not ask together.
+fn long_pause(class: FailureClass, alike: u32, spread: u64) -> Duration {
+    if !is_lasting(class) || alike <= SEVERAL {
+        return Duration::ZERO;
+    }
+    let whole = (Duration::from_secs(30) * (1 << (alike - SEVERAL).min(5))).min(LONGEST);
+    let share = u32::try_from(spread % 256).unwrap_or(0);
+    whole - whole * share / 1024
+}
+
+/// How long to leave a kind of step alone after it failed `times` in a row, where a pod waits.
 fn pause(failure: &StepFailure, times: u32) -> Duration {
     let (first, most) = match failure.class {
         FailureClass::Denied | FailureClass::Credentials | FailureClass::Quota => (10, 120),

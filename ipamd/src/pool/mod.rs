@@ -208,6 +208,7 @@ impl Pool {
         {
             return Answer::Assigned(assignment);
         }
+        self.failures.end_long_pauses();
         match self.refusal(self.waiters.ahead_of(&request.key), &request, now) {
             Some(refusal) => Answer::Refused(refusal),
             None => Answer::Parked(self.waiters.park(request, now)),

@@ -9,10 +9,11 @@ use super::Pool;
 use super::block::to_u32;
 use super::block::{Block, BlockKind};
 use super::eni::EniPhase;
-use super::failures::Kind;
+use super::failures::{Kind, Waits};
 use super::settings::BlockMode;
 use super::step::{FailureClass, Outcome, Step, StepFailure, StepId};
 use super::subnets::Subnet;
+use crate::stagger;
 
 /// How long EC2 may take to carry out what it was asked for and did not confirm.
 const UNCONFIRMED: Duration = Duration::from_secs(60);
@@ -186,7 +187,21 @@ impl Pool {
         if let Some(subnet) = subnet.as_ref().filter(|_| is_out_of_prefixes) {
             self.subnets.lacks_prefixes(subnet, now);
         }
-        self.failures.note(step, subnet.as_ref(), failure, now);
+        let waits = if self.waiters.is_empty() { self.nobody_waits() } else { Waits::Pod };
+        self.failures.note(step, subnet.as_ref(), failure, waits, now);
+    }
+
+    /// What was to go back stays.
+    fn stays(&mut self, eni: &EniId, now: Instant) {
+        if let Some(entry) = self.book.enis.get_mut(eni) {
+            entry.stay(now);
+        }
+    }
+
+    /// No two nodes have the same primary ENI.
+    fn nobody_waits(&self) -> Waits {
+        let primary = self.book.primary_eni().map_or("", |eni| eni.as_str());
+        Waits::Nobody { spread: stagger::hash(&[primary]) }
     }
 
     /// The subnet in which the step asks for blocks.
@@ -224,6 +239,7 @@ impl Pool {
     /// says.
     pub(crate) fn observe(&mut self, enis: Vec<Eni>, now: Instant) {
         let seen: BTreeSet<_> = enis.iter().map(|eni| eni.id.clone()).collect();
+        let mut is_changed = false;
         for eni in enis {
             if self.running.outdates(&eni.id) {
                 // The step's own outcome is newer than this view of EC2.
@@ -235,6 +251,7 @@ impl Pool {
                 self.book.update_eni(eni, now);
             } else if !comes_with_step {
                 self.add_eni(eni, now);
+                is_changed = true;
             }
         }
         let gone: Vec<_> = self
@@ -244,9 +261,14 @@ impl Pool {
             .filter(|id| !seen.contains(*id) && !self.running.outdates(id))
             .cloned()
             .collect();
+        is_changed |= !gone.is_empty();
         for id in gone {
             self.book.remove_eni(&id);
             self.failures.forget_eni(&id);
+        }
+        if is_changed {
+            // What was in the way may have gone with it.
+            self.failures.end_long_pauses();
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod assigning;
 mod examples;
+mod failing;
 mod growing;
 mod ipv6;
 mod prefixes;
