@@ -83,6 +83,8 @@ struct Memory {
     /// How often in a row not everything could be put right, and until when to leave it at that.
     failed_repairs: u32,
     repair_rests_until: Option<Instant>,
+    /// EC2 has been read, so ENIs without an owner are to be looked for when nobody waits for it.
+    looks_for_leftovers: bool,
     /// ENIs without an owner may be left: when to look for them, and how often in a row that failed.
     leftovers_due: Option<Instant>,
     failed_searches: u32,
@@ -100,8 +102,8 @@ pub(crate) struct Executor<E> {
     sidecar: Arc<Sidecar>,
     options: ExecutorOptions,
     memory: Mutex<Memory>,
-    /// Held for reading while an ENI is being made, and for writing while EC2's inventory is
-    /// read: an ENI halfway in would else be taken for one without an owner.
+    /// Held for reading while an ENI is being made, and for writing while EC2's inventory is read
+    /// or leftovers are looked for: an ENI halfway in would else be taken for one without an owner.
     making: tokio::sync::RwLock<()>,
     inventories: Coalesced<Result<Vec<Eni>, StepError>>,
     subnets: Coalesced<Result<Vec<Subnet>, StepError>>,
@@ -260,7 +262,13 @@ impl<E: Ec2> Executor<E> {
             Step::Unassign { eni, blocks } => self.unassign(&shrink, &eni, &blocks).await,
             Step::FreeEni { eni } => self.free_eni(&shrink, &eni).await,
             Step::ReadSubnets => Ok(Outcome::Subnets(self.read_subnets(&growth).await?)),
-            Step::ReadInventory => Ok(Outcome::Inventory(self.read_inventory().await?)),
+            Step::ReadInventory => {
+                let priority = match urgency {
+                    Urgency::PodsWait => Priority::WaitingPod,
+                    Urgency::Warmth => Priority::Reconcile,
+                };
+                Ok(Outcome::Inventory(self.read_inventory(priority).await?))
+            }
         }
     }
 }

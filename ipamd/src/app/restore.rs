@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ec2::Ec2;
+use ec2::{Ec2, Priority};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 use vpc::Eni;
@@ -52,7 +52,7 @@ pub(super) async fn attached<E: Ec2>(
     let mut pause = Duration::from_secs(1);
     loop {
         let left = patience.saturating_sub(clock.now() - began).max(LEAST_PATIENCE);
-        let failure = match timeout(left, executor.read_inventory()).await {
+        let failure = match timeout(left, executor.read_inventory(Priority::WaitingPod)).await {
             Ok(Ok(enis)) => return Ok(Attached::Confirmed(enis)),
             Ok(Err(failure)) => failure,
             Err(_) => {

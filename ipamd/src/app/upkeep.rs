@@ -43,7 +43,7 @@ impl Upkeep {
     /// Looks for ever. `intents` are ENIs that an earlier process set out to make.
     pub(super) async fn run<E: Ec2>(self, executor: Arc<Executor<E>>, intents: BTreeMap<String, EniIntent>) {
         let resolver = async {
-            executor.put_right().await;
+            tokio::join!(executor.clear_leftovers(), executor.put_right());
             if !intents.is_empty() {
                 sleep(EC2_SETTLES).await;
                 executor.resolve_intents(&intents).await;

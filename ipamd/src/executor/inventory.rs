@@ -1,10 +1,10 @@
-//! What EC2 holds for this instance: read, put right where it is ours, cleaned of leftovers.
+//! What EC2 holds for this instance: read, and put right where it is ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ec2::{AttachmentStatus, Ec2, EniRecord, Priority, Tags};
+use ec2::{At, AttachmentStatus, Ec2, EniRecord, Priority, Tags};
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 use vpc::{AttachmentId, Eni, EniId, EniKind, EniRole, EniSlot, SubnetBlocks, SubnetId};
@@ -22,34 +22,38 @@ const LONGEST_REPAIR_PAUSE: Duration = Duration::from_secs(3600);
 const NO_MANAGE_TAG: &str = "node.k8s.amazonaws.com/no_manage";
 
 impl<E: Ec2> Executor<E> {
-    /// Everything attached to the pool's network card. Deletes on the way what was made for this
-    /// instance and is attached to nothing. Those who ask together share one look.
+    /// Everything attached to the pool's network card. What was made for this instance and is
+    /// attached to nothing is looked for afterwards, by [`Executor::clear_leftovers`]: nobody should
+    /// wait for that. Those who ask together share one look.
     ///
     /// # Errors
     /// [`StepError`] if EC2, or in IMDS-only mode instance metadata, does not say what is attached.
-    pub(crate) async fn read_inventory(&self) -> Result<Vec<Eni>, StepError> {
+    pub(crate) async fn read_inventory(&self, priority: Priority) -> Result<Vec<Eni>, StepError> {
         self.inventories
             .read(async {
-                if self.trusts_metadata() { self.read_metadata().await } else { self.read_ec2().await }
+                if self.trusts_metadata() {
+                    self.read_metadata().await
+                } else {
+                    self.read_ec2(&self.ec2.at(priority)).await
+                }
             })
             .await
     }
 
-    async fn read_ec2(&self) -> Result<Vec<Eni>, StepError> {
+    async fn read_ec2(&self, at: &At<E>) -> Result<Vec<Eni>, StepError> {
         let _nothing_is_being_made = self.making.write().await;
-        let at = self.ec2.at(Priority::Reconcile);
+        self.memory(|memory| memory.looks_for_leftovers = true);
         let hints = self.facts.attached().await.unwrap_or_else(|error| {
             warn!(%error, "instance metadata does not list ENIs; EC2 alone will do");
             Vec::new()
         });
         let shown: Vec<EniId> = hints.iter().map(|hint| hint.eni.clone()).collect();
-        let (records, _) =
-            tokio::join!(at.attached_enis(&self.instance.instance, &shown), self.delete_leftovers());
+        let records = at.attached_enis(&self.instance.instance, &shown).await?;
         // One that is being detached has no link any more and comes to nobody's aid. EC2 shows it
         // as attached until it is gone, and whoever began that may have died meanwhile.
-        let (leaving, records): (Vec<_>, Vec<_>) = records?.into_iter().partition(is_leaving);
+        let (leaving, records): (Vec<_>, Vec<_>) = records.into_iter().partition(is_leaving);
         self.see_off(leaving);
-        let blocks = self.subnet_blocks(&hints, &records).await;
+        let blocks = self.subnet_blocks(at, &hints, &records).await;
         let (mut enis, mut others) = (BTreeMap::new(), BTreeSet::new());
         for record in records {
             match self.known_of(&record, &blocks) {
@@ -161,11 +165,15 @@ impl<E: Ec2> Executor<E> {
     }
 
     /// The blocks of all subnets that the ENIs lie in, as far as anybody knows them.
-    async fn subnet_blocks(&self, hints: &[Hint], records: &[EniRecord]) -> BTreeMap<SubnetId, SubnetBlocks> {
+    async fn subnet_blocks(
+        &self,
+        at: &At<E>,
+        hints: &[Hint],
+        records: &[EniRecord],
+    ) -> BTreeMap<SubnetId, SubnetBlocks> {
         let mut blocks = self.memory(|memory| memory.subnet_blocks.clone());
         blocks.extend(hints.iter().filter_map(|hint| hint.subnet.clone()));
         if records.iter().any(|record| !blocks.contains_key(&record.subnet)) {
-            let at = self.ec2.at(Priority::Reconcile);
             match at.subnets(&self.instance.vpc, &self.instance.availability_zone).await {
                 Ok(found) => {
                     blocks.extend(found.into_iter().filter_map(|subnet| blocks_of(&subnet)));
@@ -209,7 +217,7 @@ impl<E: Ec2> Executor<E> {
         })
     }
 
-    fn is_managed(&self, tags: &Tags) -> bool {
+    pub(super) fn is_managed(&self, tags: &Tags) -> bool {
         match tags.get(NO_MANAGE_TAG).map(String::as_str) {
             Some("true") => false,
             Some(_) => true,

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ec2::{Ec2, EniRecord, Priority};
+use ec2::{At, Ec2, EniRecord, Priority};
+use tokio::sync::RwLockWriteGuard;
 use tracing::{info, warn};
 
 use super::Executor;
@@ -26,28 +27,38 @@ impl<E: Ec2> Executor<E> {
     /// Looks once more for ENIs whose making was recorded by an earlier process, and then forgets
     /// the records, if EC2 could be asked. To be called when EC2 has had time to show what it made.
     pub(crate) async fn resolve_intents(&self, intents: &BTreeMap<String, EniIntent>) {
-        let _nothing_is_being_made = self.making.write().await;
-        self.resolve(intents).await;
+        let nothing_is_being_made = self.making.write().await;
+        self.resolve(nothing_is_being_made, intents).await;
     }
 
-    async fn resolve(&self, intents: &BTreeMap<String, EniIntent>) {
-        if self.delete_leftovers().await {
+    async fn resolve(
+        &self,
+        nothing_is_being_made: RwLockWriteGuard<'_, ()>,
+        intents: &BTreeMap<String, EniIntent>,
+    ) {
+        if self.delete_leftovers(nothing_is_being_made).await {
             for token in intents.keys() {
                 self.forget(token).await;
             }
         }
     }
 
-    /// Looks for ENIs that a failure of this process left without an owner, if there was one and
-    /// it is time, and no ENI is being made. Costs nothing otherwise, so it can be called often.
+    /// Looks for ENIs without an owner if EC2 has been read since the last look, or a failure of this
+    /// process left one and it is time; unless an ENI is being made. Costs nothing otherwise, so it
+    /// can be called often.
     pub(crate) async fn clear_leftovers(&self) {
         let now = self.moment().instant();
-        if self.memory(|memory| memory.leftovers_due.is_none_or(|due| due > now)) {
+        let (is_asked_for, is_due) = self.memory(|memory| {
+            (memory.looks_for_leftovers, memory.leftovers_due.is_some_and(|due| due <= now))
+        });
+        if !is_asked_for && !is_due {
             return;
         }
-        let Ok(_nothing_is_being_made) = self.making.try_write() else { return };
-        // Whatever is recorded is a leftover, or was never made.
-        self.resolve(&self.sidecar.intents()).await;
+        let Ok(nothing_is_being_made) = self.making.try_write() else { return };
+        // When it is time, whatever is recorded is a leftover, or was never made. Before, EC2 may
+        // still make it.
+        let intents = if is_due { self.sidecar.intents() } else { BTreeMap::new() };
+        self.resolve(nothing_is_being_made, &intents).await;
     }
 
     /// Something may be left without an owner.
@@ -61,13 +72,24 @@ impl<E: Ec2> Executor<E> {
     }
 
     /// Deletes the ENIs that were made for this instance and are attached to nothing. Nothing is
-    /// being made meanwhile, so nobody will miss them. Says whether none is left; if not, it is
-    /// due again after a pause.
-    pub(super) async fn delete_leftovers(&self) -> bool {
+    /// being made while they are looked for, so nobody will miss them; making goes on while they are
+    /// deleted. Says whether none is left; if not, it is due again after a pause.
+    async fn delete_leftovers(&self, nothing_is_being_made: RwLockWriteGuard<'_, ()>) -> bool {
+        self.memory(|memory| memory.looks_for_leftovers = false);
         if !self.options.access.may_change() {
             return true;
         }
-        let is_clean = self.find_and_delete().await;
+        let at = self.ec2.at(Priority::Sweep);
+        let cluster = self.options.cluster_name.as_deref();
+        let found = at.unattached_enis_of(&self.instance.instance, &self.instance.vpc, cluster).await;
+        drop(nothing_is_being_made);
+        let is_clean = match found {
+            Ok(found) => self.delete_all(&at, found).await,
+            Err(error) => {
+                warn!(%error, "ENIs without an owner not looked for");
+                false
+            }
+        };
         let now = self.moment().instant();
         self.memory(|memory| {
             if is_clean {
@@ -82,18 +104,9 @@ impl<E: Ec2> Executor<E> {
         is_clean
     }
 
-    async fn find_and_delete(&self) -> bool {
-        let at = self.ec2.at(Priority::Sweep);
-        let cluster = self.options.cluster_name.as_deref();
-        let found = match at.unattached_enis_of(&self.instance.instance, &self.instance.vpc, cluster).await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(%error, "ENIs without an owner not looked for");
-                return false;
-            }
-        };
+    async fn delete_all(&self, at: &At<E>, leftovers: Vec<EniRecord>) -> bool {
         let mut is_clean = true;
-        for record in found {
+        for record in leftovers.into_iter().filter(|record| self.is_managed(&record.tags)) {
             match at.delete_eni(&record.id).await {
                 Ok(()) => info!(eni = %record.id, "ENI without an owner deleted"),
                 Err(error) => {
@@ -107,7 +120,9 @@ impl<E: Ec2> Executor<E> {
 
     /// Deletes, in the background, ENIs of ours that are being detached, unless a step does that.
     pub(super) fn see_off(&self, leaving: Vec<EniRecord>) {
-        let is_ours = |record: &EniRecord| record.was_made_for(&self.instance.instance);
+        let is_ours = |record: &EniRecord| {
+            record.was_made_for(&self.instance.instance) && self.is_managed(&record.tags)
+        };
         for record in leaving.into_iter().filter(|record| self.options.access.may_change() && is_ours(record))
         {
             let is_news = self.memory(|memory| {

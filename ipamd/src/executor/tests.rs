@@ -30,6 +30,8 @@ struct World {
     imds: FakeImds,
     host: FakeHost,
     directory: tempfile::TempDir,
+    /// What was asked of EC2, and how urgently.
+    asked: Arc<Mutex<Vec<(Action, Priority)>>>,
 }
 
 impl World {
@@ -39,6 +41,7 @@ impl World {
             imds: FakeImds::default(),
             host: FakeHost::default(),
             directory: tempfile::tempdir().unwrap(),
+            asked: Arc::default(),
         };
         world.ec2.put(EniRecord {
             security_groups: vec!["sg-1".parse().unwrap()],
@@ -72,8 +75,12 @@ impl World {
         let groups = vec!["sg-1".parse().unwrap()];
         let network =
             NetworkFacts { vpc_cidrs: Vec::new(), vpc_ipv6_cidrs: Vec::new(), security_groups: groups };
+        let asked = Arc::clone(&self.asked);
+        let pace = PaceOptions { attempts: 1, ..PaceOptions::default() };
         Executor::new(
-            Paced::new(self.ec2.clone(), PaceOptions { attempts: 1, ..PaceOptions::default() }),
+            Paced::observed(self.ec2.clone(), pace, move |attempt| {
+                asked.lock().unwrap().push((attempt.action, attempt.priority));
+            }),
             FactReader::new(self.imds.clone(), Family::V4),
             instance(),
             Arc::new(RwLock::new(network)),
@@ -196,7 +203,7 @@ async fn a_lost_answer_to_attach_is_resolved_by_looking() {
 }
 
 #[tokio::test]
-async fn an_eni_whose_creation_nobody_confirmed_is_remembered_and_deleted_by_the_next_inventory() {
+async fn an_eni_whose_creation_nobody_confirmed_is_remembered_and_deleted_after_the_next_inventory() {
     let world = World::new();
     world.ec2.fail(Action::CreateNetworkInterface, Fault::LoseAnswer);
     let executor = world.executor();
@@ -207,7 +214,9 @@ async fn an_eni_whose_creation_nobody_confirmed_is_remembered_and_deleted_by_the
     assert_eq!((world.secondary_ids().len(), world.intents().len()), (1, 1));
     let outcome = run(&executor, Step::ReadInventory).await;
     assert!(matches!(&outcome, Outcome::Inventory(enis) if enis.len() == 1), "{outcome:?}");
+    executor.clear_leftovers().await;
     assert!(world.secondary_ids().is_empty());
+    assert_eq!(world.intents().len(), 1, "EC2 may yet make another");
 }
 
 #[tokio::test]
@@ -232,7 +241,7 @@ async fn wherever_the_process_dies_the_next_one_uses_or_deletes_the_eni() {
         assert_eq!(world.intents().len(), 1, "{action}");
 
         let next = world.executor();
-        let seen = next.read_inventory().await.unwrap();
+        let seen = next.read_inventory(Priority::Reconcile).await.unwrap();
         next.put_right().await;
         next.resolve_intents(&world.intents()).await;
 
@@ -268,7 +277,7 @@ async fn an_eni_is_freed_by_detaching_and_deleting_it_until_ec2_lets_it_go() {
     world.ec2.put(ours("eni-2", 20, Some(SLOT)));
     world.ec2.fail(Action::DeleteNetworkInterface, Fault::Refuse(Class::Busy));
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
 
     let outcome = run(&executor, Step::FreeEni { eni: "eni-2".parse().unwrap() }).await;
 
@@ -285,7 +294,7 @@ async fn what_the_kernel_uses_is_not_returned() {
     *world.host.evidence.lock().unwrap() =
         Evidence { routes: BTreeMap::from([(address.into(), "eni123".to_owned())]), ..Evidence::default() };
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
     world.ec2.calls();
     let eni: EniId = "eni-2".parse().unwrap();
 
@@ -300,14 +309,61 @@ async fn what_the_kernel_uses_is_not_returned() {
 }
 
 #[tokio::test]
-async fn the_inventory_deletes_own_leftovers_and_leaves_those_of_others() {
+async fn own_leftovers_are_deleted_after_an_inventory_and_those_of_others_are_not() {
     let world = World::new();
     world.ec2.put(ours("eni-left", 30, None));
     world.ec2.put(EniRecord { description: "somebody's".to_owned(), ..ours("eni-other", 31, None) });
+    let mut kept = ours("eni-kept", 32, None);
+    kept.tags.insert("node.k8s.amazonaws.com/no_manage".to_owned(), "true".to_owned());
+    world.ec2.put(kept);
+    let executor = world.executor();
+    executor.clear_leftovers().await;
+    assert!(world.ec2.calls().is_empty(), "nobody has read EC2");
 
-    world.executor().read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
+    executor.clear_leftovers().await;
 
-    assert_eq!(world.secondary_ids(), ["eni-other"]);
+    assert_eq!(world.secondary_ids(), ["eni-kept", "eni-other"]);
+    world.ec2.calls();
+    executor.clear_leftovers().await;
+    assert!(world.ec2.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_leftover_that_ec2_is_slow_to_delete_holds_up_neither_the_inventory_nor_a_new_eni() {
+    let world = World::new();
+    world.ec2.put(ours("eni-left", 30, None));
+    world.ec2.fail(Action::DeleteNetworkInterface, Fault::DieAfter);
+    let executor = Arc::new(world.executor());
+
+    let seen = executor.read_inventory(Priority::Reconcile).await.unwrap();
+    let clearing = tokio::spawn({
+        let executor = Arc::clone(&executor);
+        async move { executor.clear_leftovers().await }
+    });
+    while !world.ec2.0.lock().unwrap().calls.contains(&"DeleteNetworkInterface") {
+        tokio::task::yield_now().await;
+    }
+    let outcome = run(&executor, allocate()).await;
+    let again = run(&executor, Step::ReadInventory).await;
+
+    assert_eq!(seen.len(), 1);
+    assert!(matches!(outcome, Outcome::EniAllocated(_)), "{outcome:?}");
+    assert!(matches!(&again, Outcome::Inventory(enis) if enis.len() == 2), "{again:?}");
+    assert!(!clearing.is_finished());
+    clearing.abort();
+}
+
+#[tokio::test]
+async fn the_inventory_is_as_urgent_as_those_who_wait_for_it() {
+    let world = World::new();
+    let executor = world.executor();
+
+    executor.run(Step::ReadInventory, Urgency::Warmth).await;
+    executor.run(Step::ReadInventory, Urgency::PodsWait).await;
+
+    let read = Action::DescribeNetworkInterfaces;
+    assert_eq!(*world.asked.lock().unwrap(), [(read, Priority::Reconcile), (read, Priority::WaitingPod)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -318,7 +374,7 @@ async fn an_eni_found_on_its_way_out_is_no_longer_ours_to_use_and_is_deleted() {
     world.ec2.put(leaving.clone());
     let executor = world.executor();
 
-    let seen = executor.read_inventory().await.unwrap();
+    let seen = executor.read_inventory(Priority::Reconcile).await.unwrap();
     world.ec2.put(EniRecord { attachment: None, ..leaving });
     tokio::time::sleep(Duration::from_secs(10)).await;
 
@@ -333,7 +389,7 @@ async fn an_eni_that_is_right_costs_no_call_and_one_that_is_not_is_put_right() {
     right.attachment.as_mut().unwrap().delete_on_termination = true;
     world.ec2.put(right);
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
     world.ec2.calls();
 
     executor.put_right().await;
@@ -354,7 +410,7 @@ async fn an_eni_that_the_operator_keeps_from_us_is_seen_but_not_managed() {
     let tags = Tags::from([("node.k8s.amazonaws.com/no_manage".to_owned(), "true".to_owned())]);
     world.ec2.put(EniRecord { tags, ..record("eni-2", 20, Some(SLOT)) });
 
-    let seen = world.executor().read_inventory().await.unwrap();
+    let seen = world.executor().read_inventory(Priority::Reconcile).await.unwrap();
 
     let foreign = seen.iter().find(|eni| eni.id.as_str() == "eni-2").unwrap();
     assert!(!foreign.is_managed);

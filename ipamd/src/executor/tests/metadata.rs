@@ -63,7 +63,7 @@ async fn in_imds_only_mode_an_address_that_vanishes_between_two_reads_is_not_bel
     let executor = Arc::new(imds_only(&world));
     let reading = tokio::spawn({
         let executor = Arc::clone(&executor);
-        async move { executor.read_inventory().await }
+        async move { executor.read_inventory(Priority::Reconcile).await }
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.imds.show(&[shown("eni-primary", 10, EniSlot::PRIMARY, &[40, 42])]);
@@ -79,7 +79,7 @@ async fn what_somebody_else_attaches_is_noticed_and_what_we_do_is_not() {
     let primary = shown("eni-primary", 10, EniSlot::PRIMARY, &[]);
     world.imds.show(std::slice::from_ref(&primary));
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
     let outcome = run(&executor, allocate()).await;
     let Outcome::EniAllocated(eni) = outcome else { panic!("{outcome:?}") };
     let mine = world.ec2.enis().into_iter().find(|it| it.id == eni.id).unwrap();
@@ -104,7 +104,7 @@ async fn an_eni_that_we_freed_and_metadata_still_shows_is_no_news() {
     world.ec2.put(both[1].clone());
     world.imds.show(&both);
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
 
     assert_eq!(run(&executor, Step::FreeEni { eni: "eni-2".parse().unwrap() }).await, Outcome::EniFreed);
 
@@ -120,7 +120,10 @@ async fn hints_serve_where_ec2_does_not_answer_and_nothing_is_tagged_by_them() {
     world.ec2.fail(Action::DescribeNetworkInterfaces, Fault::Refuse(Class::Credentials));
     world.ec2.fail(Action::DescribeNetworkInterfaces, Fault::Refuse(Class::Credentials));
     let executor = world.executor();
-    assert_eq!(executor.read_inventory().await.unwrap_err().class, FailureClass::Credentials);
+    assert_eq!(
+        executor.read_inventory(Priority::Reconcile).await.unwrap_err().class,
+        FailureClass::Credentials
+    );
     world.ec2.calls();
 
     let enis = executor.read_hints().await.unwrap();

@@ -6,7 +6,7 @@ use super::*;
 async fn a_repair_that_failed_is_tried_again_later_and_not_at_every_look() {
     let world = World::new();
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
     world.ec2.calls();
     world.ec2.fail(Action::CreateTags, Fault::Refuse(Class::Invalid));
 
@@ -30,7 +30,7 @@ async fn security_groups_go_only_to_enis_that_we_made() {
         .put(EniRecord { description: "by hand".to_owned(), ..ours("eni-3", 21, Some(EniSlot::new(0, 2))) });
     world.ec2.put(EniRecord { kind: EniKind::Trunk, ..ours("eni-4", 22, Some(EniSlot::new(0, 3))) });
     let executor = world.executor();
-    executor.read_inventory().await.unwrap();
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
     executor.put_right().await;
     let groups = vec!["sg-9".parse().unwrap()];
     executor.network.write().unwrap().security_groups.clone_from(&groups);
@@ -48,7 +48,7 @@ async fn a_trunk_is_never_tagged_and_nothing_is_where_changes_are_off() {
 
     for access in [Ec2Access::Reads, Ec2Access::Changes] {
         let executor = world.executor_with(ExecutorOptions { access, ..world.options() });
-        executor.read_inventory().await.unwrap();
+        executor.read_inventory(Priority::Reconcile).await.unwrap();
         executor.put_right().await;
     }
 
@@ -61,7 +61,7 @@ async fn those_who_ask_for_the_inventory_together_share_a_read() {
     let world = World::new();
     let executor = world.executor();
     let making = executor.making.read().await;
-    let reads = futures::future::join_all((0..8).map(|_| executor.read_inventory()));
+    let reads = futures::future::join_all((0..8).map(|_| executor.read_inventory(Priority::Reconcile)));
 
     let (seen, ()) = tokio::join!(reads, async {
         tokio::task::yield_now().await;
@@ -69,7 +69,6 @@ async fn those_who_ask_for_the_inventory_together_share_a_read() {
     });
 
     assert!(seen.iter().all(|enis| enis.as_ref().unwrap().len() == 1));
-    // The first has one to itself, and all who came during it share the next. Each asks for what
-    // is attached and for what is not.
-    assert_eq!(world.ec2.calls().len(), 4);
+    // The first has one to itself, and all who came during it share the next.
+    assert_eq!(world.ec2.calls().len(), 2);
 }
