@@ -204,7 +204,7 @@ impl<E: Ec2> Daemon<E> {
             Arc::clone(&network),
             host.clone(),
             Arc::clone(&sidecar),
-            executor_options(config, &limits, clock.clone(), new_token),
+            executor_options(config, &wishes, &limits, clock.clone(), new_token),
         ));
         let mut checkpoint = Checkpoint::at(Arc::clone(&disk), config.state_file.clone(), config.family);
         let loaded = restore::load(&mut checkpoint);
@@ -305,6 +305,7 @@ impl<E: Ec2> Daemon<E> {
 
 fn executor_options(
     config: &Config,
+    wishes: &Wishes,
     limits: &InstanceLimits,
     clock: Clock,
     new_token: fn() -> String,
@@ -314,6 +315,7 @@ fn executor_options(
         additional_eni_tags: config.additional_eni_tags.clone(),
         manages_untagged_enis: config.manages_untagged_enis,
         discovers_subnets: config.discovers_subnets,
+        is_custom: wishes.custom_network.is_some(),
         access: config.ec2_access,
         // Nodes of IPv6 make ENIs so seldom that their role need not be allowed to delete others'.
         cleans_leaked_enis: config.cleans_leaked_enis && config.family == Family::V4,

@@ -42,6 +42,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) additional_eni_tags: Tags,
     pub(crate) manages_untagged_enis: bool,
     pub(crate) discovers_subnets: bool,
+    /// New ENIs have security groups of their own, so none follow the primary ENI's.
+    pub(crate) is_custom: bool,
     pub(crate) access: Ec2Access,
     /// Whether to delete what nodes of the cluster left behind.
     pub(crate) cleans_leaked_enis: bool,

@@ -82,7 +82,7 @@ impl<E: Ec2> Executor<E> {
     }
 
     /// Tags what lacks our tags, ties ENIs of ours to the instance's life, and gives them the
-    /// security groups of the primary ENI. Asks EC2 only where something differs, so it can be
+    /// security groups of the primary ENI, unless custom networking names others. Asks EC2 only where something differs, so it can be
     /// called often; after a failure it rests, the longer the more often it failed.
     pub(crate) async fn put_right(&self) {
         let now = self.moment().instant();
@@ -140,7 +140,8 @@ impl<E: Ec2> Executor<E> {
             }
             let mut groups = known.security_groups.clone();
             groups.sort();
-            if known.is_ours && known.eni.role == EniRole::Secondary && groups != wanted_groups {
+            let follows = known.is_ours && known.eni.role == EniRole::Secondary && !self.options.is_custom;
+            if follows && groups != wanted_groups {
                 match at.set_security_groups(id, &wanted_groups).await {
                     Ok(()) => {
                         info!(eni = %id, "security groups follow the primary ENI");

@@ -61,6 +61,7 @@ impl World {
             additional_eni_tags: Tags::new(),
             manages_untagged_enis: true,
             discovers_subnets: false,
+            is_custom: false,
             access: Ec2Access::Changes,
             cleans_leaked_enis: true,
             family: Family::V4,

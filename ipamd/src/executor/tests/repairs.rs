@@ -42,6 +42,22 @@ async fn security_groups_go_only_to_enis_that_we_made() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_custom_networking_enis_keep_the_security_groups_that_they_were_made_with() {
+    let world = World::new();
+    let own = vec!["sg-pods".parse().unwrap()];
+    world.ec2.put(EniRecord { security_groups: own.clone(), ..ours("eni-2", 20, Some(SLOT)) });
+    let executor = world.executor_with(ExecutorOptions { is_custom: true, ..world.options() });
+    executor.read_inventory(Priority::Reconcile).await.unwrap();
+
+    executor.put_right().await;
+    executor.network.write().unwrap().security_groups = vec!["sg-9".parse().unwrap()];
+    executor.follow_security_groups().await;
+
+    let kept = world.ec2.enis().into_iter().find(|record| record.id.as_str() == "eni-2").unwrap();
+    assert_eq!(kept.security_groups, own);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_trunk_is_never_tagged_and_nothing_is_where_changes_are_off() {
     let world = World::new();
     world.ec2.put(EniRecord { kind: EniKind::Trunk, ..record("eni-4", 22, Some(EniSlot::new(0, 3))) });
