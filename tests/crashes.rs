@@ -49,6 +49,8 @@ fn main() {
     let points = points![
         // Those that wait for a minute come first.
         "before_a_create_that_ec2_carries_out_later" => late_create(),
+        "before_an_unassign_that_ec2_carries_out_later" => late_return("UnassignPrivateIpAddresses"),
+        "before_a_detach_that_ec2_carries_out_later" => late_return("DetachNetworkInterface"),
         "before_a_detach_arrives" => freeing("DetachNetworkInterface", BeforeWork),
         "after_a_detach" => freeing("DetachNetworkInterface", BeforeAnswer),
         "before_a_delete_arrives" => freeing("DeleteNetworkInterface", BeforeWork),
@@ -213,6 +215,28 @@ async fn late_create() -> Result<()> {
             Ok(stage.cloud().snapshot().enis.values().any(|eni| eni.attachment.is_none()))
         })
         .await?;
+        stage.recovers(FULL).await
+    })
+    .await
+}
+
+/// In a call that gives back what pods have left. EC2 carries it out when the next daemon has read what
+/// there is, and pods want addresses.
+async fn late_return(action: &'static str) -> Result<()> {
+    on(Setting::new("t3.small").frugal(), async |stage| {
+        stage.start().await?;
+        stage.add_all("early", 7).await?;
+        let gate = stage.cloud().gate(action, BeforeWork);
+        for pod in stage.live().skip(1).cloned().collect::<Vec<_>>() {
+            stage.remove(pod).await?;
+        }
+        arrived(&gate).await?;
+        stage.restart().await?;
+        let adding = stage.adding("late", FULL - 1);
+        // Whoever takes what is on its way back for free has given it out by then.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        gate.open();
+        stage.added(adding).await?;
         stage.recovers(FULL).await
     })
     .await

@@ -196,6 +196,15 @@ impl<E: Ec2> Executor<E> {
     }
 
     async fn unassign(&self, at: &At<E>, eni: &EniId, blocks: &[Block]) -> Result<Outcome, StepError> {
+        self.returning(eni, Some(blocks), self.unassign_unless_used(at, eni, blocks)).await
+    }
+
+    async fn unassign_unless_used(
+        &self,
+        at: &At<E>,
+        eni: &EniId,
+        blocks: &[Block],
+    ) -> Result<Outcome, StepError> {
         let evidence = self.host.evidence().await.map_err(|error| StepError::host(eni, &error))?;
         let in_use = host::in_use(&evidence, |address| blocks.iter().any(|block| block.contains(address)));
         if !in_use.is_empty() {

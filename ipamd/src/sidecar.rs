@@ -1,7 +1,8 @@
 //! The second file: what the state file has no room for.
 //!
-//! Addresses that rest or are held back, and the ENIs that are being made. Losing it is always
-//! safe: cooldowns then start anew, and EC2 is searched for ENIs without an owner.
+//! Addresses that rest or are held back, the ENIs that are being made, and what EC2 is asked to take
+//! back. Losing it is safe: cooldowns then start anew, EC2 is searched for ENIs without an owner, and
+//! what it took back meanwhile is seen when it is read.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ use vpc::{EniId, EniSlot, SubnetId};
 
 use crate::clock::Moment;
 use crate::durable::{self, Disk, Offload, WriteError};
-use crate::pool::QuarantineReason;
+use crate::pool::{Block, QuarantineReason, Returning};
 
 const VERSION: &str = "vpc-cni-node/1";
 
@@ -44,6 +45,10 @@ pub(crate) struct EniIntent {
     pub(crate) eni: Option<EniId>,
 }
 
+/// For how long what EC2 was asked to take back may leave: the half minute that a request waits for
+/// its turn at most, and the minute that EC2 may take for what it does not confirm.
+const RETURN_TAKES: Duration = Duration::from_secs(90);
+
 /// What is in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,6 +62,31 @@ struct Content {
     /// By client token.
     #[serde(default)]
     eni_intents: BTreeMap<String, EniIntent>,
+    #[serde(default)]
+    returns: Vec<Return>,
+}
+
+/// Recorded before EC2 is asked to take blocks or an ENI back, since it may do so after a process
+/// that was killed has a successor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Return {
+    eni: EniId,
+    /// None for the ENI itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<Vec<Block>>,
+    asked_unix_ms: i64,
+}
+
+impl Return {
+    fn ends(&self, moment: Moment) -> Instant {
+        let takes = i64::try_from(RETURN_TAKES.as_millis()).unwrap_or(0);
+        moment.instant_at(self.asked_unix_ms.saturating_add(takes), RETURN_TAKES)
+    }
+
+    fn is_over(&self, moment: Moment) -> bool {
+        self.ends(moment) <= moment.instant()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +112,8 @@ pub(crate) struct Remembered {
     pub(crate) is_of_another_boot: bool,
     /// By client token; those of earlier boots too, since ENIs outlive a reboot.
     pub(crate) intents: BTreeMap<String, EniIntent>,
+    /// What may go back to EC2 still; a request outlives a reboot too.
+    pub(crate) returning: Vec<Returning>,
 }
 
 /// The second file, and its content in memory.
@@ -109,8 +141,18 @@ impl Sidecar {
             None
         });
         let found = found.unwrap_or_default();
+        let mut returns = found.returns;
+        returns.retain(|entry| !entry.is_over(moment));
         let mut remembered = Remembered {
             intents: found.eni_intents.clone(),
+            returning: returns
+                .iter()
+                .map(|entry| Returning {
+                    eni: entry.eni.clone(),
+                    blocks: entry.blocks.clone(),
+                    until: entry.ends(moment),
+                })
+                .collect(),
             is_of_another_boot: !found.boot_id.is_empty() && found.boot_id != boot_id,
             ..Remembered::default()
         };
@@ -118,6 +160,7 @@ impl Sidecar {
             version: VERSION.to_owned(),
             boot_id: boot_id.to_owned(),
             eni_intents: found.eni_intents,
+            returns,
             ..Content::default()
         };
         if found.boot_id == boot_id {
@@ -184,6 +227,32 @@ impl Sidecar {
         self.change(|content| {
             content.eni_intents.remove(token);
         })
+    }
+
+    /// Records that EC2 is about to be asked to take blocks of an ENI back, or with none the ENI.
+    /// Forgets on the way what is over.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the record is not durable; then EC2 must not be asked.
+    pub(crate) fn record_return(
+        &self,
+        eni: &EniId,
+        blocks: Option<&[Block]>,
+        moment: Moment,
+    ) -> Result<(), WriteError> {
+        let asked_unix_ms = moment.unix_ms_at(moment.instant());
+        let entry = Return { eni: eni.clone(), blocks: blocks.map(<[_]>::to_vec), asked_unix_ms };
+        self.change(|content| {
+            content.returns.retain(|entry| !entry.is_over(moment));
+            content.returns.push(entry);
+        })
+    }
+
+    /// Forgets a return of which EC2 has said what came of it. The next write takes it out of the
+    /// file, which is soon enough: until then a start waits in vain for what has left.
+    pub(crate) fn settle_return(&self, eni: &EniId, blocks: Option<&[Block]>) {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        content.returns.retain(|entry| entry.eni != *eni || entry.blocks.as_deref() != blocks);
     }
 
     /// Where to run what changes the file.
@@ -326,6 +395,61 @@ mod tests {
 
         sidecar.forget_intent("token").unwrap();
         assert!(disk.open("boot").1.intents.is_empty());
+    }
+
+    fn blocks() -> Vec<Block> {
+        vec![Block::Ip("10.0.1.7".parse().unwrap()), Block::Prefix("10.0.2.16/28".parse().unwrap())]
+    }
+
+    #[test]
+    fn what_ec2_may_still_take_back_is_known_to_the_next_process_for_a_while() {
+        let disk = Disk::new();
+        let eni: EniId = "eni-1".parse().unwrap();
+        let (sidecar, _) = disk.open("boot");
+        sidecar.record_return(&eni, Some(&blocks()), Moment::now()).unwrap();
+        sidecar.record_return(&eni, None, Moment::now()).unwrap();
+
+        for boot in ["boot", "after a reboot"] {
+            let now = Instant::now();
+            let (_, remembered) = disk.open(boot);
+            let returning: Vec<_> = remembered.returning.iter().map(|it| it.blocks.clone()).collect();
+            assert_eq!(returning, [Some(blocks()), None]);
+            let until = remembered.returning[0].until;
+            assert!(until > now + Duration::from_secs(60) && until <= Instant::now() + RETURN_TAKES);
+        }
+
+        let later = Moment::of(Instant::now(), std::time::SystemTime::now() + RETURN_TAKES);
+        let (_, remembered) =
+            Sidecar::open(Arc::new(durable::RealDisk), disk.path(), "boot", later, COOLDOWN);
+        assert_eq!(remembered.returning, []);
+    }
+
+    #[test]
+    fn a_return_that_ec2_has_confirmed_leaves_the_file_with_the_next_write() {
+        let disk = Disk::new();
+        let eni: EniId = "eni-1".parse().unwrap();
+        let (sidecar, _) = disk.open("boot");
+        sidecar.record_return(&eni, Some(&blocks()), Moment::now()).unwrap();
+
+        sidecar.settle_return(&eni, None);
+        sidecar.settle_return(&eni, Some(&blocks()));
+        sidecar.record_intent("token", intent()).unwrap();
+
+        assert_eq!(disk.open("boot").1.returning, []);
+    }
+
+    #[test]
+    fn a_file_of_an_older_or_newer_release_is_read() {
+        let disk = Disk::new();
+        let text = r#"{"version":"vpc-cni-node/1","bootId":"boot","cooling":[],"eniIntents":{},"later":[1]}"#;
+        fs::write(disk.path(), text).unwrap();
+
+        let (sidecar, remembered) = disk.open("boot");
+
+        assert_eq!(remembered.returning, []);
+        sidecar.record_return(&"eni-1".parse().unwrap(), Some(&blocks()), Moment::now()).unwrap();
+        let written = fs::read_to_string(disk.path()).unwrap();
+        assert!(written.contains(r#""eni":"eni-1","blocks":["10.0.1.7","10.0.2.16/28"],"#), "{written}");
     }
 
     #[test]

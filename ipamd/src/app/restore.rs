@@ -113,6 +113,7 @@ pub(super) async fn pool(
         allocations: loaded.allocations,
         cooling: remembered.cooling.clone(),
         quarantined: remembered.quarantined.clone(),
+        returning: remembered.returning.clone(),
         // No ADD of another boot is under way, whatever the wall clock was set to meanwhile.
         read_unix_ns: if remembered.is_of_another_boot { i64::MAX } else { clock.moment().unix_ns() },
     };

@@ -46,7 +46,9 @@ impl<E: Ec2> Executor<E> {
             created_unix_secs: moment.unix_secs(),
             eni: None,
         };
-        self.record(&token, Some(intent.clone())).await.map_err(|error| StepError::not_durable(&error))?;
+        self.record(&token, Some(intent.clone()))
+            .await
+            .map_err(|error| StepError::not_durable(&"make an ENI", &error))?;
         let record = match at.create_eni(&self.request(&token, wish, moment)).await {
             Ok(record) => record,
             Err(error) => {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use ec2::{Class, Ec2Error};
-use vpc::SubnetId;
+use vpc::{EniId, SubnetId};
 
 use crate::chain::chain;
 use crate::pool::FailureClass;
@@ -29,6 +29,12 @@ impl StepError {
         Self { class: FailureClass::Host, message: format!("{subject}: {error}") }
     }
 
+    /// An ENI that was to be given back is in somebody else's hands. Not found, as far as the pool
+    /// goes, which then looks at what there is.
+    pub(super) fn not_ours(eni: &EniId, why: &dyn fmt::Display) -> Self {
+        Self { class: FailureClass::NotFound, message: format!("{eni} is not ours to free: {why}") }
+    }
+
     /// The subnet of a new ENI is not there.
     pub(super) fn unknown_subnet(subnet: &SubnetId) -> Self {
         Self { class: FailureClass::SubnetExhausted, message: format!("{subnet} is not in this zone") }
@@ -50,11 +56,11 @@ impl StepError {
         }
     }
 
-    /// The intent could not be recorded, so nothing was begun.
-    pub(super) fn not_durable(error: &dyn std::error::Error) -> Self {
+    /// The intent to do `what` could not be recorded, so nothing was begun.
+    pub(super) fn not_durable(what: &dyn fmt::Display, error: &dyn std::error::Error) -> Self {
         Self {
             class: FailureClass::NotDurable,
-            message: format!("record the intent to make an ENI: {}", chain(error)),
+            message: format!("record the intent to {what}: {}", chain(error)),
         }
     }
 }

@@ -7,6 +7,7 @@ mod managed;
 mod metadata;
 mod refusals;
 mod repairs;
+mod returning;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use vpc::{Family, Prefix};
 
 /// One block of addresses on an ENI. It takes one of the ENI's private address slots.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
 pub(crate) enum Block {
     /// A single secondary IP.
     Ip(Ipv4Addr),

@@ -39,7 +39,7 @@ pub(crate) use block::{Block, BlockKind, Blocks};
 pub(crate) use eni::{EniPhase, QuarantineReason};
 pub(crate) use explain::{Reason, Refusal};
 pub(crate) use report::{AddressReport, AddressState, EniReport, PoolReport, SubnetReport, Wants};
-pub(crate) use restore::{Journal, KERNEL_LOOK_EVERY, KernelView, RestoreNote};
+pub(crate) use restore::{Journal, KERNEL_LOOK_EVERY, KernelView, RestoreNote, Returning};
 pub(crate) use settings::{BlockMode, CustomNetwork, Settings, WarmTargets};
 pub(crate) use step::{FailureClass, Outcome, Step, StepFailure, StepId};
 pub(crate) use subnets::Subnet;

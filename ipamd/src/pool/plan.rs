@@ -168,11 +168,8 @@ impl Pool {
         }
         match step {
             // It failed before EC2 was asked for anything, or EC2 said no: they are still ours.
-            Step::Unassign { eni, .. } if !is_unclear => {
-                if let Some(entry) = self.book.enis.get_mut(eni) {
-                    entry.stay(now);
-                }
-            }
+            Step::Unassign { eni, .. } if !is_unclear => self.stays(eni, now),
+            Step::FreeEni { eni } if failure.class == FailureClass::NotDurable => self.stays(eni, now),
             // Freeing takes several calls; only EC2 knows how far it came.
             Step::FreeEni { .. } => self.is_unclear = true,
             Step::ReadInventory => self.is_look_due = true,

@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use vpc::{PodKey, PodName, veth_suffix};
+use vpc::{EniId, PodKey, PodName, veth_suffix};
 
-use super::eni::{QuarantineReason, State};
+use super::block::Block;
+use super::eni::{EniPhase, QuarantineReason, State};
 use super::{Allocation, Pool};
 
 /// How long the ADD of a recorded pod may be under way: a plugin gives up after 35 s.
@@ -25,10 +26,21 @@ pub(crate) struct Journal {
     pub(crate) allocations: Vec<Allocation>,
     pub(crate) cooling: Vec<(IpAddr, Instant)>,
     pub(crate) quarantined: Vec<(IpAddr, QuarantineReason)>,
+    /// What EC2 was asked to take back, and may yet.
+    pub(crate) returning: Vec<Returning>,
     /// What the wall clock showed when this was read, in nanoseconds since 1970.
     pub(crate) read_unix_ns: i64,
     /// Allocations are missing: the state file was damaged.
     pub(crate) is_incomplete: bool,
+}
+
+/// Blocks, or a whole ENI, that the process before asked EC2 to take back. It may do so until then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Returning {
+    pub(crate) eni: EniId,
+    /// None for the ENI itself.
+    pub(crate) blocks: Option<Vec<Block>>,
+    pub(crate) until: Instant,
 }
 
 /// What the kernel says about addresses and pods.
@@ -129,6 +141,9 @@ impl Pool {
         for (address, reason) in journal.quarantined {
             self.book.hold_back(address, reason);
         }
+        for returning in journal.returning {
+            self.go_on_returning(returning);
+        }
         notes.extend(self.witness(kernel, now));
         if journal.is_incomplete {
             // A pod whose ADD was under way has an address of which nobody knows, and the kernel
@@ -137,6 +152,22 @@ impl Pool {
             self.book.rest_all(self.reach(), now + ADD_TAKES + 2 * KERNEL_LOOK_EVERY);
         }
         notes
+    }
+
+    /// Gives nobody an address that EC2 may take back at any moment. EC2 is read again in the end.
+    fn go_on_returning(&mut self, returning: Returning) {
+        let Some(entry) = self.book.enis.get_mut(&returning.eni) else { return };
+        entry.unsure_until = entry.unsure_until.max(Some(returning.until));
+        match returning.blocks {
+            None => entry.phase = EniPhase::Leaving,
+            Some(blocks) => {
+                for block in blocks {
+                    if let Some(block) = entry.blocks.get_mut(&block) {
+                        block.is_leaving = true;
+                    }
+                }
+            }
+        }
     }
 
     fn restore_one(

@@ -8,6 +8,7 @@ mod ipv6;
 mod prefixes;
 mod property;
 mod restoring;
+mod returning;
 mod shrinking;
 mod subnets;
 mod waiting;
