@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use lab::cloud::Eni;
 use tokio::time::sleep;
 
 use super::node::Node;
@@ -135,8 +137,11 @@ pub(super) async fn settle(stage: &Stage<'_>) {
     sleep(RECOVERY).await;
     let mut left = patience.saturating_sub(RECOVERY) + Duration::from_secs(120) + SWEEP;
     let mut waits_for_sweep = has_hands;
-    if stage.scenario.changes_subnets() {
-        // So are tags of subnets, and what they allow is asked for then.
+    if stage.scenario.changes_subnets()
+        || (stage.scenario.has_prefixes() && stage.scenario.has_tight_subnets())
+    {
+        // So are subnets: what their tags allow is asked for then, and prefixes in the place of single
+        // addresses if they have whole blocks again.
         sleep(SWEEP).await;
     }
     let violations = loop {
@@ -251,10 +256,17 @@ fn judge(stage: &Stage<'_>, node: &Node, books: &Books) -> Option<Violation> {
     let (per_eni, hand) = (scenario.ips_per_eni(), foreign);
     let capacity = match scenario.provided {
         Some(_) => scenario.capacity(),
-        // The primary ENI serves nobody where its subnet is excluded.
+        // Where its subnet is excluded an ENI serves nobody but its old pods: the primary one for good,
+        // others until they have gone.
         None => {
-            let own = usize::from(stage.world.excludes_primary());
-            scenario.serving_enis().saturating_sub(hand + own) * per_eni
+            let is_idle = |eni: &&Arc<Eni>| {
+                let is_primary = eni.attachment.as_ref().is_some_and(|at| at.device_index == 0);
+                stage.world.is_excluded(&eni.subnet_id)
+                    && !oracle.is_by_hand(index, &eni.id)
+                    && (is_primary || addresses_of(eni).any(|address| oracle.is_held(address)))
+            };
+            let idle = snapshot.attached(&node.instance).into_iter().filter(is_idle).count();
+            scenario.serving_enis().saturating_sub(hand + idle) * per_eni
         }
     };
     let live = oracle.live(index);

@@ -343,6 +343,11 @@ impl Oracle {
         }
     }
 
+    /// Whether a live pod has the address.
+    pub(super) fn is_held(&self, address: IpAddr) -> bool {
+        self.holdings.contains_key(&address)
+    }
+
     /// Live pods of a node.
     pub(super) fn live(&self, node: usize) -> usize {
         self.holdings.values().filter(|holding| holding.node == node).count()

@@ -86,13 +86,6 @@ impl World {
         })
     }
 
-    /// Whether tags forbid that the ENIs which a node starts with serve pods.
-    pub(super) fn excludes_primary(&self) -> bool {
-        let snapshot = self.cloud.snapshot();
-        let primary = snapshot.subnets.values().find(|subnet| subnet.cidr == self.usual);
-        primary.is_some_and(|subnet| self.is_excluded(&subnet.id))
-    }
-
     /// Whether a subnet's tags forbid that ENIs in it serve pods.
     pub(super) fn is_excluded(&self, subnet: &str) -> bool {
         let snapshot = self.cloud.snapshot();

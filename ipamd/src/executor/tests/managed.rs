@@ -31,7 +31,7 @@ async fn tags_and_manage_untagged_eni_decide_which_enis_are_used() {
         let options = ExecutorOptions { manages_untagged_enis, ..world.options() };
         let executor = world.executor_with(options);
 
-        let enis = executor.read_inventory().await.unwrap();
+        let enis = executor.read_inventory(Priority::Reconcile).await.unwrap();
 
         let found: BTreeMap<_, _> = enis.iter().map(|eni| (eni.id.as_str(), eni.is_managed)).collect();
         let wanted = BTreeMap::from([("eni-primary", true), ("eni-2", is_managed)]);
