@@ -99,9 +99,11 @@ impl Space {
         serde_json::from_str(&self.run(line)).unwrap()
     }
 
-    /// The lines that a command prints, without trailing blanks.
+    /// The lines that a command prints, without trailing blanks, and without a word about links that
+    /// are up: the kernel notes for a route in its own time that the other end has come up too.
     pub(crate) fn lines(&self, line: &str) -> Vec<String> {
-        self.run(line).lines().map(|line| line.trim_end().replace('\t', " ")).collect()
+        let printed = self.run(line).replace(" linkdown", "").replace('\t', " ");
+        printed.lines().map(|line| line.trim_end().to_owned()).collect()
     }
 
     /// Rules, without those that every namespace has.
