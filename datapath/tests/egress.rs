@@ -228,6 +228,7 @@ fn a_pod_reaches_a_server_of_the_other_family_at_once_as_its_node() {
 fn an_interface_that_the_pod_has_already_is_left_as_it_is() {
     let (host, pod) = (Space::new(), Space::new());
     add(&v4("169.254.172.2"), &host, &pod);
+    [&host, &pod].into_iter().for_each(|space| space.settle(1));
     let before = [&host, &pod].map(dump);
 
     let error = egress::add(&v4("169.254.172.3"), &host.netns, &pod.netns).unwrap_err();
