@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use datapath::host::PodLink;
 use datapath::wanted::PodOnHost;
-use vpc::{PodKey, veth_suffix};
+use vpc::{PodKey, RouteTable, veth_suffix};
 
-use crate::pool::{AddressState, Allocation};
+use crate::pool::{AddressReport, AddressState, Allocation};
 use crate::report::Report;
 
 /// For how long an ADD may leave a pod's network unfinished: it makes what it makes within some
@@ -48,39 +48,37 @@ pub(super) struct Listed {
 
 impl Listed {
     pub(super) fn of(report: &Report) -> Self {
-        let age = |allocation: &Allocation| {
-            let age = report.at.unix_ns().saturating_sub(allocation.assigned_unix_ns);
-            Duration::from_nanos(u64::try_from(age).unwrap_or(0))
-        };
         let mut listed = Self::default();
         for allocation in &report.pool.pinned {
-            listed.unplaced.insert((allocation.key.clone(), allocation.address));
-            listed.suffixes.insert(veth_suffix(&allocation.pod, 0));
+            listed.runs_unplaced(allocation);
         }
         for eni in &report.pool.enis {
             for address in &eni.addresses {
-                match &address.state {
-                    AddressState::Assigned(allocation) => {
-                        listed.suffixes.insert(veth_suffix(&allocation.pod, 0));
-                        listed.pods.push(Pod {
-                            key: allocation.key.clone(),
-                            on_host: PodOnHost {
-                                pod: allocation.pod.clone(),
-                                nic: 0,
-                                address: allocation.address,
-                                table: eni.table,
-                            },
-                            age: age(allocation),
-                        });
-                    }
-                    AddressState::Quarantined(_) => {
-                        listed.held_back.insert(address.address);
-                    }
-                    _ => {}
-                }
+                listed.take_in(address, eni.table, report.at.unix_ns());
             }
         }
         listed
+    }
+
+    fn take_in(&mut self, address: &AddressReport, table: RouteTable, now_unix_ns: i64) {
+        match &address.state {
+            AddressState::Assigned(allocation) => {
+                let Allocation { key, pod, address, assigned_unix_ns } = allocation.clone();
+                let age = u64::try_from(now_unix_ns.saturating_sub(assigned_unix_ns)).unwrap_or(0);
+                self.suffixes.insert(veth_suffix(&pod, 0));
+                let on_host = PodOnHost { pod, nic: 0, address, table };
+                self.pods.push(Pod { key, on_host, age: Duration::from_nanos(age) });
+            }
+            AddressState::Quarantined(_) => {
+                self.held_back.insert(address.address);
+            }
+            AddressState::Free | AddressState::Cooling { .. } | AddressState::Leaving => {}
+        }
+    }
+
+    fn runs_unplaced(&mut self, allocation: &Allocation) {
+        self.unplaced.insert((allocation.key.clone(), allocation.address));
+        self.suffixes.insert(veth_suffix(&allocation.pod, 0));
     }
 
     fn names(&self) -> BTreeSet<Name> {
@@ -202,9 +200,10 @@ impl Pods {
 
 #[cfg(test)]
 mod tests {
-    use vpc::{PodName, RouteTable};
+    use vpc::PodName;
 
     use super::*;
+    use crate::pool::QuarantineReason;
 
     const LONG: Duration = Duration::from_secs(3600);
 
@@ -232,6 +231,37 @@ mod tests {
 
     fn reached(link: &PodLink, is_reached: bool) -> BTreeMap<PodLink, bool> {
         BTreeMap::from([(link.clone(), is_reached)])
+    }
+
+    #[test]
+    fn pods_are_listed_with_their_age_and_also_those_whose_eni_is_not_known() {
+        const SECOND: i64 = 1_000_000_000;
+        let allocation = |pod: &Pod| Allocation {
+            key: pod.key.clone(),
+            pod: pod.on_host.pod.clone(),
+            address: pod.on_host.address,
+            assigned_unix_ns: 100 * SECOND,
+        };
+        let (web, lost) =
+            (pod("web", "10.0.1.7", Duration::from_secs(3)), pod("lost", "10.0.1.8", Duration::ZERO));
+        let held_back: IpAddr = "10.0.1.9".parse().unwrap();
+        let addresses = [
+            (web.on_host.address, AddressState::Assigned(allocation(&web))),
+            (held_back, AddressState::Quarantined(QuarantineReason::KernelOnly)),
+            ("10.0.1.10".parse().unwrap(), AddressState::Free),
+        ];
+
+        let mut listed = Listed::default();
+        listed.runs_unplaced(&allocation(&lost));
+        for (address, state) in addresses {
+            listed.take_in(&AddressReport { address, state }, RouteTable(2), 103 * SECOND);
+        }
+
+        let [pod] = listed.pods.as_slice() else { panic!("{listed:?}") };
+        assert_eq!((&pod.on_host, pod.age), (&web.on_host, web.age));
+        assert_eq!(listed.names(), BTreeSet::from([web.name(), lost.name()]));
+        assert_eq!(listed.suffixes.len(), 2);
+        assert_eq!(listed.held_back, BTreeSet::from([held_back]));
     }
 
     #[test]

@@ -243,3 +243,22 @@ impl Verifier {
         self.fault = fault;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pods_are_looked_at_at_once_and_again_soon_while_the_pool_does_not_tell_of_them() {
+        let now = Instant::now();
+        let mut verifier = Verifier::new(now);
+
+        verifier.keep_pods(PoolHandle::without_pool(), now);
+        assert_eq!(verifier.due(), now);
+
+        verifier.suspected = Changed::default();
+        assert!(verifier.listed().await.is_none());
+        verifier.rest(now);
+        assert_eq!(verifier.due(), now + AGAIN);
+    }
+}

@@ -116,21 +116,21 @@ fn listen<S: Source>(mut source: S, pauses: Pauses, keeper: &Weak<Signals>) {
     let mut pause = pauses.first;
     loop {
         let retry_at = source.lacks().map(|_| Instant::now() + pause);
-        let fault = loop {
+        let (fault, has_waited) = loop {
             let patience = retry_at.map(|at| at.saturating_duration_since(Instant::now()));
             let told = source.wait(patience);
             let Some(signals) = keeper.upgrade() else { return };
             match told {
                 Ok(changed) => signals.raise(changed),
-                Err(error) => break Some(error.to_string()),
+                Err(error) => break (Some(error.to_string()), false),
             }
             match retry_at {
-                Some(at) if Instant::now() >= at => break source.lacks(),
+                Some(at) if Instant::now() >= at => break (source.lacks(), true),
                 Some(_) => {}
                 None => pause = pauses.first,
             }
         };
-        let Some(opened) = reopen(fault, retry_at.is_some(), &mut pause, pauses, keeper) else { return };
+        let Some(opened) = reopen(fault, has_waited, &mut pause, pauses, keeper) else { return };
         source = opened;
         let Some(signals) = keeper.upgrade() else { return };
         signals.set_deaf(source.lacks());
@@ -267,6 +267,16 @@ mod tests {
         let found = found(Scripted { is_half: true }, script);
 
         assert_eq!(found, [(Changed::default(), deaf()), (EVERYTHING, deaf()), (EVERYTHING, None)]);
+    }
+
+    #[test]
+    fn a_part_that_fails_is_opened_anew_too() {
+        let script = [Next::Fails, Next::OpensHalf, Next::Fails, Next::Opens];
+
+        let found = found(Scripted { is_half: true }, script);
+
+        let told: Vec<_> = found.into_iter().map(|(changed, _)| changed).collect();
+        assert_eq!(told, [Changed::default(), EVERYTHING, EVERYTHING]);
     }
 
     #[test]
