@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::look::{self, Dump, at_rest};
 use e2e::{binary, scenarios, until};
 use lab::cloud::CloudBuilder;
-use lab::world::{IpamdOptions, Lab, Node, Pod, Protocol, finish};
+use lab::world::{INTERNET_ECHO, IpamdOptions, Lab, Node, Pod, Protocol, finish};
 use serde_json::Value;
 
 /// Shorter than the daemon's own round, so that what comes back within it was noticed.
@@ -357,15 +357,19 @@ async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
     let _daemon = node.start_ipamd(&options.env("ENABLE_PREFIX_DELEGATION", true)).await?;
     let pods = look::add_pods(node, "web", 2).await?;
     lab.settled().await?;
-    let talk = async || {
+    let talk = async |pods: &[Pod]| {
         for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
             let seen = from.place().seen(Protocol::Tcp, SocketAddr::new(to.ip(), ECHO), SOON).await;
             let seen = seen.with_context(|| format!("{} to {}", from.label(), to.label()))?;
             ensure!(seen.ip() == from.ip(), "{} is seen as {seen}", from.label());
+            let internet = SocketAddr::new(INTERNET_ECHO.into(), ECHO);
+            let seen = from.place().seen(Protocol::Tcp, internet, SOON).await;
+            let seen = seen.with_context(|| format!("{} to the internet", from.label()))?;
+            ensure!(seen.ip() == node.primary_ip(), "the internet sees {} as {seen}", from.label());
         }
         Ok(())
     };
-    talk().await?;
+    talk(&pods).await?;
     until("the kernel is sure of its own addresses", PATIENCE, || async {
         Ok(node.exec(&["ip", "-6", "addr", "show", "tentative"]).await?.trim().is_empty())
     })
@@ -373,6 +377,9 @@ async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
     let all = async || Ok::<_, anyhow::Error>((everything(node).await?, link_local(node).await?));
     let before = all().await?;
     let (veth, host) = (pods[1].host_veth(), pods[1].ip());
+    let egress = look::lines(node.place(), &["ip", "-4", "route"]).await?;
+    let egress = egress.iter().find_map(|line| line.strip_prefix("169.254.172.3 dev ")?.split(' ').next());
+    let egress = egress.context("no route to the second pod's address for egress")?;
 
     for (what, command, kind) in [
         ("IPv6 rules", "ip -6 rule flush; ip -6 rule add pref 32766 lookup main", "rule"),
@@ -384,6 +391,9 @@ async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
             "address",
         ),
         ("a pod's link", &format!("ip link set {veth} down"), "link"),
+        ("a pod's route for egress", "ip route del 169.254.172.3", "route"),
+        ("the node's address for egress", &format!("ip -4 addr flush dev {egress}"), "address"),
+        ("a pod's link for egress", &format!("ip link set {egress} down"), "link"),
     ] {
         let counted = status(node).await?;
 
@@ -394,7 +404,7 @@ async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
             now.0.0.insist_on(&before.0.0).with_context(|| node.ipamd_output())?;
             ensure!(now == before, "{what} do not come back: {now:#?}\n{}", node.ipamd_output());
         }
-        talk().await.with_context(|| format!("traffic after {what}"))?;
+        talk(&pods).await.with_context(|| format!("traffic after {what}"))?;
         let now = status(node).await?;
         ensure!(
             repairs(&now, kind) > repairs(&counted, kind),
@@ -402,5 +412,11 @@ async fn what_others_flush_of_ipv6_comes_back_too() -> Result<()> {
             now["network"]
         );
     }
+    look::remove(pods).await?;
+    until("nothing is left of the pods", PATIENCE, || async {
+        let routes = look::lines(node.place(), &["ip", "route", "show", "table", "all"]).await?;
+        Ok(!routes.iter().any(|line| line.contains("169.254.172.")))
+    })
+    .await?;
     lab.shutdown().await
 }

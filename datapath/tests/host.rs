@@ -10,7 +10,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use datapath::host::{self, EniSetupError, Extent, HostError, HostWarning};
+use datapath::egress::{self, EgressNetwork};
+use datapath::host::{self, EniSetupError, Extent, HostError, HostWarning, PodLink};
 use datapath::kernel::inside;
 use datapath::pod;
 use datapath::wanted::{HostNetwork, PodOnHost};
@@ -307,6 +308,53 @@ fn an_ipv6_pod_is_heard_again_after_its_links_addresses_were_flushed() {
     assert!(!was_whole && changes.len() == 1 && changes[0].starts_with("add address fe80::"), "{changes:?}");
     assert!(node.space.succeeds("ping -6 -c 1 -W 5 2001:db8:1::7"));
     assert_eq!(converge(), (true, Vec::new()));
+}
+
+#[test]
+fn a_pods_egress_is_put_back_as_it_was_seen() {
+    for (own, family, address, block) in [
+        ("2001:db8:1::7", Family::V4, "169.254.172.2", "169.254.172.0/22"),
+        ("10.0.1.7", Family::V6, "fd00::ac:2", "fd00::ac:0/118"),
+    ] {
+        let (space, sandbox) = (Space::new(), Space::new());
+        pod::add(&pod_of("sample-pod", own, 254), &space.netns, &sandbox.netns).unwrap();
+        let wanted = EgressNetwork {
+            pod_interface: "eth0".to_owned(),
+            address: address.parse().unwrap(),
+            block: block.parse().unwrap(),
+            mtu: 9001,
+        };
+        let veth = egress::add(&wanted, &space.netns, &sandbox.netns).unwrap().host_veth;
+        let mut netlink = space.netlink();
+        let mut observe = || host::observe_egress(&mut netlink, family).unwrap();
+        let name = vpc::host_veth("eni", &PodName::new("default", "sample-pod"), 0);
+        let index = u32::try_from(space.link(&name)["ifindex"].as_u64().unwrap()).unwrap();
+        let pods = BTreeSet::from([PodLink { index, name }]);
+        let ip = if family == Family::V4 { "ip -4" } else { "ip -6" };
+
+        let whole = host::whole_egress(&observe(), &pods);
+
+        assert_eq!(whole.len(), 1, "{address}");
+        assert_eq!((&whole[0].link.name, whole[0].address), (&veth, wanted.address));
+        for loss in [
+            format!("{ip} route del {address}"),
+            format!("{ip} addr flush dev {veth}"),
+            format!("ip link set {veth} down"),
+        ] {
+            space.run(&loss);
+            let seen = observe();
+            assert_eq!(host::whole_egress(&seen, &pods), [], "{loss}");
+
+            let (changes, fault) = host::mend_egress(&mut space.netlink(), &seen, &whole, &mut |_| true);
+
+            assert!(fault.is_none() && !changes.is_empty(), "{loss}: {fault:?}");
+            // The kernel makes a link-local address in its own time.
+            while host::whole_egress(&observe(), &pods) != whole {}
+        }
+        host::remove_egress(&mut space.netlink(), &whole).unwrap();
+        assert!(!space.run(&format!("{ip} route")).contains(address));
+        host::remove_egress(&mut space.netlink(), &whole).unwrap();
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Keeps the node's own network as wanted: one thread owns the netlink socket and takes requests.
 
+mod egress;
 #[cfg(test)]
 pub(crate) mod fake;
 mod keeper;

@@ -2,6 +2,7 @@
 
 mod change;
 mod converge;
+mod egress;
 mod eni;
 mod observed;
 mod pods;
@@ -22,6 +23,7 @@ use pods::PodView;
 
 pub use change::{Change, ChangeKind};
 pub use converge::{Converged, Extent, converge};
+pub use egress::{EgressLink, EgressObservation, mend_egress, observe_egress, remove_egress, whole_egress};
 pub use warning::{HostWarning, warnings};
 
 /// How many rules of one address are removed at most.

@@ -52,10 +52,19 @@ fn code(family: Family) -> AddressFamily {
 
 impl Netlink {
     pub(crate) fn links(&mut self) -> Result<Links, KernelError> {
+        Ok(self.dump_links()?.iter().filter_map(|message| parse::link(message)).collect())
+    }
+
+    /// For links whose other ends are in other namespaces, these namespaces' numbers as they are
+    /// here.
+    pub(crate) fn peer_namespaces(&mut self) -> Result<BTreeMap<u32, u32>, KernelError> {
+        Ok(self.dump_links()?.iter().filter_map(|message| parse::peer_namespace(message)).collect())
+    }
+
+    fn dump_links(&mut self) -> Result<Vec<Vec<u8>>, KernelError> {
         let mut question = LinkMessage::default();
         question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let found = self.dump("list links", &RouteNetlinkMessage::GetLink(question))?;
-        Ok(found.iter().filter_map(|message| parse::link(message)).collect())
+        self.dump("list links", &RouteNetlinkMessage::GetLink(question))
     }
 
     pub(crate) fn addresses(&mut self, family: Family, links: &Links) -> Result<Vec<Address>, KernelError> {

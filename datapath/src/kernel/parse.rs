@@ -109,6 +109,13 @@ pub(crate) fn link(message: &[u8]) -> Option<super::Link> {
     Some(link)
 }
 
+/// A link's number, and that of the namespace of its other end. A negative one is none.
+pub(super) fn peer_namespace(message: &[u8]) -> Option<(u32, u32)> {
+    let index = number(message.get(4..)?)?;
+    let (_, value) = attributes(message, LINK_HEADER).find(|(kind, _)| *kind == libc::IFLA_LINK_NETNSID)?;
+    Some((index, number(&value).filter(|namespace| namespace.cast_signed() >= 0)?))
+}
+
 fn rp_filter(af_spec: &[u8]) -> Option<i32> {
     let (_, inet) = nested(af_spec).find(|(kind, _)| i32::from(*kind) == libc::AF_INET)?;
     let (_, conf) = nested(&inet).find(|(kind, _)| *kind == IFLA_INET_CONF)?;

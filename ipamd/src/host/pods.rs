@@ -155,6 +155,11 @@ impl Pods {
         broken
     }
 
+    /// The links of pods of the pool whose network was seen whole.
+    pub(super) fn links(&self) -> BTreeSet<PodLink> {
+        self.whole.values().cloned().collect()
+    }
+
     /// When something may be put back for which it is too early now.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.unfinished.values().map(|since| *since + ADD_TAKES).filter(|then| *then > now).min()

@@ -3,15 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use datapath::host::{self, Change, Extent, HostWarning};
-use datapath::kernel::Netlink;
+use datapath::host::{self, Change, EgressObservation, Extent, HostWarning};
+use datapath::kernel::{KernelError, Netlink};
 use datapath::monitor::Changed;
 use datapath::pod;
 use datapath::wanted::HostNetwork;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
-use vpc::RouteTable;
+use vpc::{Family, RouteTable};
 
+use super::egress::Egress;
 use super::pods::{Listed, Pods};
 use super::repair::Repairs;
 use super::{HostFailure, HostHealth};
@@ -45,6 +46,7 @@ pub(super) struct Verifier {
     last_look: Instant,
     suspected: Changed,
     pods: Pods,
+    egress: Egress,
     /// What the last look could not mend, so that it is reported once.
     fault: Option<String>,
     warnings: Vec<HostWarning>,
@@ -62,6 +64,7 @@ impl Verifier {
             last_look: now,
             suspected: Changed::default(),
             pods: Pods::default(),
+            egress: Egress::default(),
             fault: None,
             warnings: Vec::new(),
             contested: 0,
@@ -128,7 +131,8 @@ impl Verifier {
     fn rest(&mut self, now: Instant) {
         self.last_look = now;
         // What may not be put back yet is looked at again when it may.
-        let again = [self.repairs.next(now), self.pods.next(now)].into_iter().flatten().min();
+        let next = [self.repairs.next(now), self.pods.next(now), self.egress.next(now)];
+        let again = next.into_iter().flatten().min();
         let again = again.map_or(self.next_full, |next| next.max(now + REST));
         self.due = again.min(self.next_full);
         if self.suspected != Changed::default() {
@@ -143,6 +147,7 @@ impl Verifier {
         look: Changed,
     ) -> Result<(), HostFailure> {
         let seen = host::observe(netlink, wanted.family).inspect_err(|_| self.suspected = look)?;
+        let egress = observe_egress(netlink, wanted).inspect_err(|_| self.suspected = look)?;
         let now = Instant::now();
         let listed = self.listed().await;
         let broken = match &listed {
@@ -157,10 +162,35 @@ impl Verifier {
         let done =
             host::converge(netlink, &seen, wanted, extent, &mut |subject| repairs.admits(subject, now));
         self.report(&done.changes, now);
+        let mut fault = done.fault.map(HostFailure::of);
+        if let (Some(egress), Some(_)) = (egress, &listed) {
+            let kept = self.keep_egress(netlink, &egress, now);
+            fault = fault.or(kept.err().map(HostFailure::of));
+        }
         if listed.is_some_and(|listed| !self.pods.ended(&listed).is_empty()) {
             self.remove_of_ended_pods(netlink).await;
         }
-        done.fault.map_or(Ok(()), |fault| Err(HostFailure::of(fault)))
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Puts back what pods have lost of their egress, and removes what came back for pods that have
+    /// ended.
+    fn keep_egress(
+        &mut self,
+        netlink: &mut Netlink,
+        seen: &EgressObservation,
+        now: Instant,
+    ) -> Result<(), KernelError> {
+        let running = self.pods.links();
+        let lost = self.egress.see(&running, host::whole_egress(seen, &running), now);
+        let repairs = &mut self.repairs;
+        let (changes, fault) =
+            host::mend_egress(netlink, seen, &lost, &mut |subject| repairs.admits(subject, now));
+        self.report(&changes, now);
+        let ended = self.egress.ended(&running);
+        host::remove_egress(netlink, &ended)?;
+        self.egress.removed(&ended);
+        fault.map_or(Ok(()), Err)
     }
 
     /// What the pool says of its pods. Should it not say so in time, pods are looked at again soon.
@@ -242,6 +272,19 @@ impl Verifier {
         }
         self.fault = fault;
     }
+}
+
+/// What there is of pods' egress, on a node whose pods have some.
+fn observe_egress(
+    netlink: &mut Netlink,
+    wanted: &HostNetwork,
+) -> Result<Option<EgressObservation>, KernelError> {
+    let family = match wanted.family {
+        Family::V6 => Family::V4,
+        Family::V4 if wanted.options.egress => Family::V6,
+        Family::V4 => return Ok(None),
+    };
+    host::observe_egress(netlink, family).map(Some)
 }
 
 #[cfg(test)]
