@@ -7,6 +7,7 @@ mod free;
 mod inventory;
 mod leaks;
 mod leftovers;
+mod look;
 mod metadata;
 mod subnets;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use vpc::{Eni, EniId, EniKind, Family, SecurityGroupId, SubnetBlocks, SubnetId};
 
 use crate::clock::{Clock, Moment};
 use crate::config::Ec2Access;
-use crate::host::{self, HostHandle};
+use crate::host::HostHandle;
 use crate::imds::{FactReader, InstanceFacts, NetworkFacts};
 use crate::pool::{Block, BlockKind, Blocks, FailureClass, Outcome, Step, StepFailure, Subnet};
 use crate::pool_task::{StepRunner, Urgency};
@@ -33,6 +34,7 @@ use allocate::Wish;
 use coalesce::Coalesced;
 pub(crate) use failure::StepError;
 pub(crate) use leftovers::EC2_SETTLES;
+use look::Look;
 use metadata::{Differences, Sightings};
 
 /// What the executor must know of the operator's choices and of the machine.
@@ -196,20 +198,17 @@ impl<E: Ec2> Executor<E> {
     }
 
     async fn unassign(&self, at: &At<E>, eni: &EniId, blocks: &[Block]) -> Result<Outcome, StepError> {
-        self.returning(eni, Some(blocks), self.unassign_unless_used(at, eni, blocks)).await
+        self.returning(eni, Some(blocks), async {
+            let look = Look::at_blocks(&self.host, eni, blocks.to_vec());
+            match self.unassign_all(&look.before(at), eni, blocks).await {
+                Ok(()) => Ok(Outcome::Unassigned),
+                Err(error) => look.explain(error),
+            }
+        })
+        .await
     }
 
-    async fn unassign_unless_used(
-        &self,
-        at: &At<E>,
-        eni: &EniId,
-        blocks: &[Block],
-    ) -> Result<Outcome, StepError> {
-        let evidence = self.host.evidence().await.map_err(|error| StepError::host(eni, &error))?;
-        let in_use = host::in_use(&evidence, |address| blocks.iter().any(|block| block.contains(address)));
-        if !in_use.is_empty() {
-            return Ok(Outcome::InUse(in_use));
-        }
+    async fn unassign_all(&self, at: &At<E>, eni: &EniId, blocks: &[Block]) -> Result<(), StepError> {
         let (mut ips, mut prefixes) = (Vec::new(), Vec::new());
         for block in blocks {
             match block {
@@ -227,7 +226,7 @@ impl<E: Ec2> Executor<E> {
             eni.secondary_ips.retain(|ip| !ips.contains(ip));
             eni.prefixes.retain(|prefix| !prefixes.contains(prefix));
         });
-        Ok(Outcome::Unassigned)
+        Ok(())
     }
 
     /// Keeps the picture of an ENI up to date with what was just done to it.

@@ -6,6 +6,7 @@ mod bucket;
 mod gate;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -146,7 +147,7 @@ impl<E> Paced<E> {
     /// The client for requests of one priority.
     #[must_use]
     pub fn at(&self, priority: Priority) -> At<E> {
-        At { paced: self.clone(), priority, deadline: self.shared.options.deadline }
+        At { paced: self.clone(), priority, deadline: self.shared.options.deadline, condition: None }
     }
 
     /// The end of the longest pause that EC2's throttling causes now, over all actions; `None`
@@ -184,6 +185,9 @@ impl<E> fmt::Debug for Paced<E> {
     }
 }
 
+/// Says whether to send a request after all.
+type Condition = dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync;
+
 /// The client for requests of one priority; its methods are the EC2 actions.
 ///
 /// Each returns within the deadline. Throttled requests are repeated until then; so are, a few
@@ -192,11 +196,13 @@ pub struct At<E> {
     paced: Paced<E>,
     priority: Priority,
     deadline: Duration,
+    condition: Option<Arc<Condition>>,
 }
 
 impl<E> Clone for At<E> {
     fn clone(&self) -> Self {
-        Self { paced: self.paced.clone(), priority: self.priority, deadline: self.deadline }
+        let Self { paced, priority, deadline, condition } = self;
+        Self { paced: paced.clone(), priority: *priority, deadline: *deadline, condition: condition.clone() }
     }
 }
 
@@ -214,6 +220,20 @@ impl<E: Send + Sync> At<E> {
     #[must_use]
     pub fn within(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same, but each time a request has its turn `condition` says whether to send it: what was
+    /// true when the request was made may have changed while it waited.
+    ///
+    /// A request that is not sent fails with [`Class::Busy`], unless an earlier attempt has failed,
+    /// whose error stands then.
+    #[must_use]
+    pub fn only_if<F>(mut self, condition: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        self.condition = Some(Arc::new(move || Box::pin(condition())));
         self
     }
 
@@ -241,6 +261,11 @@ impl<E: Send + Sync> At<E> {
             let queued_at = now();
             if let Err(refusal) = gate.pass(self.priority, deadline).await {
                 return Err(failure.unwrap_or_else(|| refused(action, resource, refusal, self.deadline)));
+            }
+            if let Some(condition) = &self.condition
+                && !timeout_at(deadline.into(), condition()).await.unwrap_or(false)
+            {
+                return Err(failure.unwrap_or_else(|| called_off(action, resource)));
             }
             number += 1;
             let sent_at = now();
@@ -306,6 +331,11 @@ fn refused(action: Action, resource: &dyn fmt::Display, refusal: Refusal, deadli
         Refusal::Crowded => (Class::Timeout, "not sent: too many requests wait already".to_owned()),
     };
     Ec2Error::new(action, resource, class, &detail)
+}
+
+/// The error of a request that its caller did not want any more when it had its turn.
+fn called_off(action: Action, resource: &dyn fmt::Display) -> Ec2Error {
+    Ec2Error::new(action, resource, Class::Busy, "not sent: called off when it had its turn")
 }
 
 /// The error of a request that was given up while EC2 had it.

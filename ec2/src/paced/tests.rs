@@ -291,3 +291,34 @@ async fn the_observer_hears_of_every_request_with_its_wait_and_outcome() {
         [(ASSIGN, 1, Some("RequestLimitExceeded".to_owned()), false), (ASSIGN, 2, None, true)]
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_is_asked_when_a_request_has_its_turn_and_again_before_each_repetition() {
+    let paced = paced(one_token(0.1));
+    let (asked, start) = (Arc::new(Mutex::new(Vec::new())), now());
+    let note = Arc::clone(&asked);
+    let at = paced.at(Priority::Shrink).within(Duration::from_secs(60)).only_if(move || {
+        let mut asked = note.lock().unwrap();
+        asked.push((now() - start).as_secs());
+        let is_early = asked.len() < 3;
+        async move { is_early }
+    });
+    assert_eq!(send(paced.at(Priority::WaitingPod), ASSIGN, |_| None).await.0, 1);
+
+    let (sent, outcome) = send(at, ASSIGN, |_| Some(throttled(ASSIGN))).await;
+
+    assert_eq!((sent, outcome.unwrap_err().class()), (2, &Class::Throttled));
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked[0], 10, "{asked:?}");
+    assert!(asked[1] > 10 && asked[2] > asked[1], "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_condition_does_not_hold_is_not_sent() {
+    let at = paced(PaceOptions::default()).at(Priority::Shrink).only_if(|| async { false });
+
+    let (sent, outcome) = send(at, ASSIGN, |_| None).await;
+
+    let error = outcome.unwrap_err();
+    assert_eq!((sent, error.class(), error.may_have_happened()), (0, &Class::Busy, false));
+}

@@ -9,7 +9,7 @@ use vpc::{Eni, EniId};
 
 use super::Executor;
 use super::failure::StepError;
-use crate::host;
+use super::look::Look;
 use crate::pool::{Block, FailureClass, Outcome};
 
 /// How often to try deleting a detached ENI, which EC2 refuses until the detachment is complete;
@@ -56,32 +56,22 @@ impl<E: Ec2> Executor<E> {
         record: Option<EniRecord>,
     ) -> Result<Outcome, StepError> {
         let id = &eni.id;
-        // Asked right before the call, since a pod may have come to the kernel by another hand.
-        let evidence = self.host.evidence().await.map_err(|error| StepError::host(id, &error))?;
         let (ips, prefixes) = match &record {
             Some(record) => (&record.secondary_ips, &record.prefixes),
             None => (&eni.secondary_ips, &eni.prefixes),
         };
-        let in_use = host::in_use(&evidence, |address| {
-            ips.iter().any(|ip| address == *ip) || prefixes.iter().any(|prefix| prefix.contains(address))
-        });
-        if !in_use.is_empty() {
-            return Ok(Outcome::InUse(in_use));
+        let blocks = ips.iter().copied().map(Block::Ip).chain(prefixes.iter().copied().map(Block::Prefix));
+        let look = Look::at_blocks(&self.host, id, blocks.collect()).and_let_go(eni, self.options.family);
+        if let Some(attachment) = record.as_ref().and_then(|record| record.attachment.as_ref()) {
+            if let Err(error) = look.before(at).detach_eni(&attachment.id).await {
+                return look.explain(error.into()).inspect_err(|_| self.leaves_something());
+            }
+        } else if let Some(obstacle) = look.obstacle().await {
+            return obstacle;
         }
-        // Before the link goes, so that the host is not seen to lack what it should not have.
-        if let Some((address, _)) = eni.own(self.options.family) {
-            let forgotten = self.host.forget_eni(address, eni.route_table()).await;
-            forgotten.map_err(|error| StepError::host(id, &error))?;
-        }
-        if let Some(record) = record {
-            let given_back = async {
-                if let Some(attachment) = record.attachment {
-                    at.detach_eni(&attachment.id).await?;
-                }
-                delete_detached(at, id).await
-            };
-            // It may be detached by then, and be nobody's.
-            given_back.await.inspect_err(|_| self.leaves_something())?;
+        if record.is_some() {
+            // It is detached by then, and nobody's.
+            delete_detached(at, id).await.inspect_err(|_| self.leaves_something())?;
         }
         self.memory(|memory| {
             memory.enis.remove(id);

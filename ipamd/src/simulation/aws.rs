@@ -21,7 +21,7 @@ use super::world::{World, addresses_of, prefix_addresses};
 /// As the SDK gives up on an answer.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From the daemon's look at the kernel to its request, while EC2 grants requests at once.
+/// From the daemon's look at the kernel to its request.
 const BETWEEN: Duration = Duration::from_secs(5);
 
 /// EC2, as one process of one instance reaches it.

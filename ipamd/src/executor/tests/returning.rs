@@ -116,6 +116,27 @@ async fn what_ec2_has_answered_is_no_longer_on_its_way_and_what_it_has_not_is() 
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_asked_when_a_request_has_its_turn_and_not_when_it_is_made() {
+    for (action, step) in
+        [(Action::UnassignPrivateIpAddresses, unassign()), (Action::DetachNetworkInterface, free())]
+    {
+        let (world, executor) = idle().await;
+        world.ec2.fail(action, Fault::Refuse(Class::Throttled));
+        let returning = tokio::spawn(async move { run(&executor, step).await });
+        while !world.ec2.0.lock().unwrap().calls.contains(&action.name()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+
+        let routes = BTreeMap::from([(ADDRESS.into(), "eni123".to_owned())]);
+        *world.host.evidence.lock().unwrap() = Evidence { routes, ..Evidence::default() };
+
+        assert_eq!(returning.await.unwrap(), Outcome::InUse(vec![ADDRESS.into()]), "{action}");
+        assert_eq!(world.ec2.calls().iter().filter(|call| **call == action.name()).count(), 1);
+        assert!(world.ec2.enis().iter().any(|record| record.secondary_ips == [ADDRESS]), "{action}");
+    }
+}
+
 #[tokio::test]
 async fn nothing_goes_back_that_cannot_be_recorded() {
     let (world, executor) = idle().await;

@@ -101,10 +101,7 @@ impl Oracle {
     /// A node is about to return an address that its kernel routes to a link.
     pub(in crate::simulation) fn returned_in_use(&mut self, instance: &str, address: IpAddr, link: String) {
         let Some(node) = self.node_of(instance) else { return };
-        // While EC2 is slow to grant requests, the look at the kernel may be long ago.
-        if self.now >= self.nodes[node].troubled_until {
-            self.violate(Violation::TakenFromKernel { node, address, link });
-        }
+        self.violate(Violation::TakenFromKernel { node, address, link });
     }
 
     /// EC2 refused a request.
