@@ -23,7 +23,7 @@ async fn a_second_file_that_was_not_written_is_told_and_written_later_and_stops_
 
     assert!(del.await.unwrap().is_ok());
     let told = ("write the second state file".to_owned(), Fault::State);
-    assert_eq!(faults(&world).await, [told.clone()]);
+    assert_eq!(faults(&world).await, std::slice::from_ref(&told));
     // With nobody asking.
     world.write_begins().await;
     world.end_write(true);
