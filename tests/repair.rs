@@ -16,7 +16,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// As a pod does at least: it pulls an image, starts and stops.
-const A_POD_LIVES: Duration = Duration::from_secs(3);
+const A_POD_LIVES: Duration = Duration::from_secs(8);
 /// Two of the daemon's rounds, and what a busy machine adds.
 const TWO_ROUNDS: Duration = Duration::from_secs(120);
 
