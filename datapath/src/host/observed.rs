@@ -5,8 +5,12 @@ use std::net::IpAddr;
 
 use vpc::{Family, RouteTable};
 
-use super::rules;
-use crate::kernel::{Address, KernelError, Link, Links, Netlink, Route, Rule, sysctl};
+use crate::kernel::{Address, KernelError, Link, Links, Netlink, Route, Rule, single, sysctl};
+use crate::wanted::priority;
+
+/// Tables that ENIs of network card 0 can have; those of other cards begin at [`CARD_TABLES`].
+const ENI_TABLES: std::ops::RangeInclusive<u32> = 2..=33;
+const CARD_TABLES: u32 = 10_000;
 
 /// `rp_filter` that drops packets whose answers would leave by another link.
 const STRICT: i32 = 1;
@@ -53,7 +57,7 @@ impl Observed {
             rules.append(&mut netlink.rules(family)?);
         }
         let mut other_family = InUse::default();
-        let stranger = rules.iter().find(|rule| rule.family != family && rules::eni_of(rule).is_some());
+        let stranger = rules.iter().find(|rule| rule.family != family && eni_of(rule).is_some());
         if let Some(rule) = stranger {
             other_family = InUse::read(netlink, rule.family, &links)?;
         }
@@ -73,4 +77,12 @@ impl Observed {
     pub(super) fn is_strict(&self, link: &Link) -> bool {
         link.rp_filter.is_some_and(|own| own.max(self.rp_filter_of_all) == STRICT)
     }
+}
+
+/// The address and the table of the ENI that a rule has the shape to be of.
+pub(super) fn eni_of(rule: &Rule) -> Option<(IpAddr, RouteTable)> {
+    let (source, table) = (single(rule.from?)?, rule.table?);
+    let is_plain = *rule == Rule::from_address(priority::FROM_ENI, source, table);
+    let is_of_an_eni = ENI_TABLES.contains(&table.0) || table.0 >= CARD_TABLES;
+    (is_plain && is_of_an_eni).then_some((source, table))
 }

@@ -5,16 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use vpc::{Family, IPV6_VPC_ROUTER, RouteTable};
 
-use super::observed::{InUse, Observed};
+use super::observed::{InUse, Observed, eni_of};
 use crate::kernel::{Rule, Step};
 use crate::wanted::{HostNetwork, HostOptions, priority};
 
 /// The number of ICMP over IPv6, with which neighbours are found.
 const ICMPV6: u8 = 58;
-
-/// Tables that ENIs of network card 0 can have; those of other cards begin at [`CARD_TABLES`].
-const ENI_TABLES: std::ops::RangeInclusive<u32> = 2..=33;
-const CARD_TABLES: u32 = 10_000;
 
 /// The steps that bring the node's rules to what is wanted; rules of others stay.
 pub(super) fn steps(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
@@ -136,14 +132,6 @@ fn dead_eni_rules(observed: &Observed, wanted: &HostNetwork) -> Vec<Step> {
     let is_dead =
         |rule: &&Rule| eni_of(rule).is_some_and(|(source, table)| !is_in_use(rule.family, source, table));
     observed.rules.iter().filter(is_dead).cloned().map(Step::DeleteRule).collect()
-}
-
-/// The address and the table of the ENI that a rule has the shape to be of.
-pub(super) fn eni_of(rule: &Rule) -> Option<(IpAddr, RouteTable)> {
-    let (source, table) = (crate::kernel::single(rule.from?)?, rule.table?);
-    let is_plain = *rule == Rule::from_address(priority::FROM_ENI, source, table);
-    let is_of_an_eni = ENI_TABLES.contains(&table.0) || table.0 >= CARD_TABLES;
-    (is_plain && is_of_an_eni).then_some((source, table))
 }
 
 #[cfg(test)]
