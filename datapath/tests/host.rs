@@ -326,7 +326,10 @@ fn a_pods_egress_is_put_back_as_it_was_seen() {
         };
         let veth = egress::add(&wanted, &space.netns, &sandbox.netns).unwrap().host_veth;
         let mut netlink = space.netlink();
-        let mut observe = || host::observe_egress(&mut netlink, family).unwrap();
+        let mut observe = || {
+            let seen = host::observe(&mut netlink, Family::V4).unwrap();
+            host::observe_egress(&mut netlink, &seen, family).unwrap()
+        };
         let name = vpc::host_veth("eni", &PodName::new("default", "sample-pod"), 0);
         let index = u32::try_from(space.link(&name)["ifindex"].as_u64().unwrap()).unwrap();
         let pods = BTreeSet::from([PodLink { index, name }]);

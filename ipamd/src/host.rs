@@ -213,7 +213,7 @@ fn ended() -> HostFailure {
 /// What the pool needs to know of the kernel. Addresses of the node's own ENIs are not among
 /// them.
 pub(crate) fn kernel_view(evidence: &Evidence) -> KernelView {
-    let elsewhere = evidence.routes.iter().filter(|(_, link)| !vpc::is_host_veth(link));
+    let elsewhere = evidence.routes.iter().filter(|(_, link)| vpc::split_host_veth(link).is_none());
     KernelView {
         routed: evidence.routes.keys().copied().collect(),
         routed_elsewhere: elsewhere.map(|(address, _)| *address).collect(),

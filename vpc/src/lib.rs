@@ -21,7 +21,8 @@ pub use id::{AttachmentId, EniId, IdError, InstanceId, SecurityGroupId, SubnetId
 pub use limits::InstanceLimits;
 pub use mac::{Mac, MacError};
 pub use pod::{
-    PodKey, PodKeyError, PodName, container_interface, dummy_interface, host_veth, is_host_veth, veth_suffix,
+    PodKey, PodKeyError, PodName, container_interface, dummy_interface, host_veth, split_host_veth,
+    veth_suffix,
 };
 pub use prefix::{Prefix, PrefixError};
 pub use slot::{DeviceIndex, EniSlot, NetworkCard, RouteTable};

@@ -96,6 +96,9 @@ impl fmt::Display for PodName {
     }
 }
 
+/// The length of the part of a host link's name that tells whose it is, in bytes.
+const SUFFIX: usize = 11;
+
 /// The eleven hexadecimal digits by which a pod's host links are known, for its interface
 /// number `nic` (from 0).
 ///
@@ -113,7 +116,7 @@ pub fn veth_suffix(pod: &PodName, nic: u8) -> String {
     for byte in &hash.finalize()[..6] {
         suffix.push_str(&format!("{byte:02x}"));
     }
-    suffix.truncate(11);
+    suffix.truncate(SUFFIX);
     suffix
 }
 
@@ -124,11 +127,13 @@ pub fn host_veth(prefix: &str, pod: &PodName, nic: u8) -> String {
     format!("{prefix}{}", veth_suffix(pod, nic))
 }
 
-/// Whether a link is named as the host's end of some pod's veth pair, under whatever prefix.
+/// Prefix and suffix of a link that is named as the host's end of some pod's veth pair, under
+/// whatever prefix; none of another link.
 #[must_use]
-pub fn is_host_veth(link: &str) -> bool {
-    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    link.as_bytes().last_chunk::<11>().is_some_and(|suffix| suffix.iter().all(is_digit))
+pub fn split_host_veth(link: &str) -> Option<(&str, &str)> {
+    let (prefix, suffix) = link.split_at_checked(link.len().checked_sub(SUFFIX)?)?;
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    suffix.bytes().all(is_digit).then_some((prefix, suffix))
 }
 
 /// The name of interface number `nic` in the pod: what the runtime asked for, or `mNicIf<n>`.
@@ -173,10 +178,12 @@ mod tests {
     #[test]
     fn a_link_of_a_pod_is_known_by_its_name_whatever_the_prefix() {
         for prefix in ["eni", "vlan", "x", ""] {
-            assert!(is_host_veth(&host_veth(prefix, &PodName::new("default", "web"), 0)), "{prefix}");
+            let web = PodName::new("default", "web");
+            let suffix = veth_suffix(&web, 0);
+            assert_eq!(split_host_veth(&host_veth(prefix, &web, 0)), Some((prefix, suffix.as_str())));
         }
         for other in ["eth0", "lo", "veth1a2b3c4", "docker0", "enicc21c2d778", "enicc21c2d778G"] {
-            assert!(!is_host_veth(other), "{other}");
+            assert_eq!(split_host_veth(other), None, "{other}");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::kernel::{KernelError, Links, Netlink, NetnsError, single};
 pub use add::add;
 pub use check::check;
 pub use delete::{delete_link, delete_route};
-pub(crate) use plan::{LINK_LOCAL_PREFIX, link_local};
+pub(crate) use plan::{LINK_LOCAL_PREFIX, link_local, route};
 
 /// A pod's link to the other family.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -26,7 +26,8 @@ fn next_hop(wanted: &EgressNetwork, host_mac: Mac) -> IpAddr {
     }
 }
 
-fn route(destination: IpNet, link: &LinkRef) -> Route {
+/// A route over a link of egress.
+pub(crate) fn route(destination: IpNet, link: &LinkRef) -> Route {
     Route {
         destination,
         gateway: None,

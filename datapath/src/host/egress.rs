@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use vpc::{Family, RouteTable};
 
 use super::converge::try_all;
-use super::{Change, PodLink};
-use crate::kernel::{Address, KernelError, Link, LinkRef, Links, Netlink, Route, Scope, Step, single};
+use super::{Change, Observation, PodLink};
+use crate::egress::route;
+use crate::kernel::{Address, KernelError, Link, LinkRef, Links, Netlink, Route, Step, single};
 
 /// How the names of the host's ends begin; random digits follow.
 const PREFIX: &str = "veth";
@@ -31,39 +32,39 @@ pub struct EgressLink {
 #[derive(Debug, Default)]
 pub struct EgressObservation {
     links: Links,
-    /// The namespaces of links' other ends, as the kernel numbers them here.
-    namespaces: BTreeMap<u32, u32>,
     addresses: Vec<Address>,
     /// Of the main table.
     routes: Vec<Route>,
 }
 
-/// Reads what pods' egress of `family` consists of.
+/// Reads what pods' egress of `family` consists of, beside the links of a look at the node.
 ///
 /// # Errors
 /// [`KernelError`] if the kernel could not be asked.
-pub fn observe_egress(netlink: &mut Netlink, family: Family) -> Result<EgressObservation, KernelError> {
-    let links = netlink.links()?;
+pub fn observe_egress(
+    netlink: &mut Netlink,
+    seen: &Observation,
+    family: Family,
+) -> Result<EgressObservation, KernelError> {
+    let links = &seen.0.links;
     Ok(EgressObservation {
-        namespaces: netlink.peer_namespaces()?,
-        addresses: netlink.addresses(family, &links)?,
-        routes: netlink.routes(family, Some(RouteTable::MAIN), &links)?,
-        links,
+        addresses: netlink.addresses(family, links)?,
+        routes: netlink.routes(family, Some(RouteTable::MAIN), links)?,
+        links: links.clone(),
     })
 }
 
 /// The egress of those pods whose own links are `pods`, as far as it is whole.
 #[must_use]
 pub fn whole_egress(seen: &EgressObservation, pods: &BTreeSet<PodLink>) -> Vec<EgressLink> {
-    let namespace = |index: u32| seen.namespaces.get(&index).copied();
     let of_pods: BTreeMap<u32, &PodLink> =
-        pods.iter().filter_map(|pod| Some((namespace(pod.index)?, pod))).collect();
+        pods.iter().filter_map(|pod| Some((seen.links.by_index(pod.index)?.peer_namespace?, pod))).collect();
     let is_ours = |link: &&Link| {
         let digits = link.name.strip_prefix(PREFIX).unwrap_or_default();
         link.is_up && digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
     };
     let whole = seen.links.iter().filter(is_ours).filter_map(|link| {
-        let pod = of_pods.get(&namespace(link.index)?)?;
+        let pod = of_pods.get(&link.peer_namespace?)?;
         let own = seen.addresses.iter().find(|it| it.link.index == link.index && is_for_egress(it.net))?;
         let to_pod = |route: &&Route| {
             single(route.destination).is_some_and(|address| **route == pod_route(address, link))
@@ -102,11 +103,11 @@ pub fn mend_egress(
 /// # Errors
 /// [`KernelError`] if the kernel refused.
 pub fn remove_egress(netlink: &mut Netlink, ended: &[EgressLink]) -> Result<Vec<Change>, KernelError> {
-    let route = |egress: &EgressLink| {
+    let step = |egress: &EgressLink| {
         let link = LinkRef { index: egress.link.index, name: egress.link.name.clone() };
-        Step::DeleteRoute(route_over(egress.address, link))
+        Step::DeleteRoute(route(egress.address.into(), &link))
     };
-    let (changes, fault) = try_all(netlink, &ended.iter().map(route).collect::<Vec<_>>());
+    let (changes, fault) = try_all(netlink, &ended.iter().map(step).collect::<Vec<_>>());
     fault.map_or(Ok(changes), Err)
 }
 
@@ -114,7 +115,7 @@ pub fn remove_egress(netlink: &mut Netlink, ended: &[EgressLink]) -> Result<Vec<
 /// has its address.
 fn steps(seen: &EgressObservation, egress: &EgressLink) -> Vec<Step> {
     let EgressLink { link: PodLink { index, name }, address, own, .. } = egress;
-    let Some(link) = seen.links.iter().find(|link| link.index == *index && link.name == *name) else {
+    let Some(link) = seen.links.by_index(*index).filter(|link| link.name == *name) else {
         return Vec::new();
     };
     let to_pod = pod_route(*address, link);
@@ -146,18 +147,7 @@ fn is_for_egress(net: IpNet) -> bool {
 }
 
 fn pod_route(address: IpAddr, link: &Link) -> Route {
-    route_over(address, link.reference())
-}
-
-fn route_over(address: IpAddr, link: LinkRef) -> Route {
-    Route {
-        destination: address.into(),
-        gateway: None,
-        link: Some(link),
-        scope: Scope::on_link(Family::of(address)),
-        table: RouteTable::MAIN,
-        preferred_source: None,
-    }
+    route(address.into(), &link.reference())
 }
 
 #[cfg(test)]
@@ -174,6 +164,7 @@ mod tests {
             mtu: 9001,
             is_up: true,
             peer: Some(2),
+            peer_namespace: Some(if index == 9 { POD + 1 } else { POD }),
             rp_filter: None,
         }
     }
@@ -191,7 +182,6 @@ mod tests {
         let links = [link(7, "enicc21c2d7785"), link(8, "veth12ab34cd"), link(9, "veth00000009")];
         let strangers_route = pod_route("169.254.172.9".parse().unwrap(), &links[2]);
         EgressObservation {
-            namespaces: BTreeMap::from([(7, POD), (8, POD), (9, 5)]),
             addresses: vec![own(&links[1]), own(&links[2])],
             routes: vec![pod_route(address(), &links[1]), strangers_route],
             links: links.into_iter().collect(),

@@ -166,6 +166,7 @@ mod tests {
             mtu: 1500,
             is_up: false,
             peer: None,
+            peer_namespace: None,
             rp_filter: Some(0),
         }
     }

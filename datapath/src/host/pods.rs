@@ -5,16 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use vpc::{Family, Mac, RouteTable, veth_suffix};
+use vpc::{Family, Mac, RouteTable, split_host_veth, veth_suffix};
 
 use super::PodLink;
 use super::observed::Observed;
 use crate::egress::{LINK_LOCAL_PREFIX, link_local};
 use crate::kernel::{Address, Link, Links, Route, Rule, Scope, Step, single};
 use crate::wanted::{PodOnHost, priority};
-
-/// The length of the part of a host veth's name that tells whose it is, in bytes.
-const SUFFIX: usize = 11;
 
 /// The longest prefix that the name of a pod's host veth can have, in bytes.
 const LONGEST_PREFIX: usize = 4;
@@ -29,10 +26,8 @@ pub(super) struct Veths<'a>(BTreeMap<&'a str, &'a Link>);
 impl<'a> Veths<'a> {
     pub(super) fn of(links: &'a Links) -> Self {
         let veths = links.iter().filter_map(|link| {
-            let (prefix, suffix) = link.name.split_at_checked(link.name.len().checked_sub(SUFFIX)?)?;
-            let is_pods = (1..=LONGEST_PREFIX).contains(&prefix.len())
-                && prefix != BRANCH_PREFIX
-                && suffix.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let (prefix, suffix) = split_host_veth(&link.name)?;
+            let is_pods = (1..=LONGEST_PREFIX).contains(&prefix.len()) && prefix != BRANCH_PREFIX;
             is_pods.then_some((suffix, link))
         });
         Self(veths.collect())
@@ -199,6 +194,7 @@ mod tests {
             mtu: 9001,
             is_up,
             peer: Some(2),
+            peer_namespace: Some(0),
             rp_filter: None,
         };
         [link].into_iter().collect()

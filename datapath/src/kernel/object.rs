@@ -24,6 +24,8 @@ pub(crate) struct Link {
     /// The number of the link that this one is paired with or stands on; of a veth, the other
     /// end's number in its namespace.
     pub(crate) peer: Option<u32>,
+    /// The number that the namespace of its other end has here, if that is another one.
+    pub(crate) peer_namespace: Option<u32>,
     /// `rp_filter` of the link by itself; the kernel uses the larger of it and that of `all`.
     pub(crate) rp_filter: Option<i32>,
 }

@@ -29,6 +29,10 @@ impl Links {
         self.0.values()
     }
 
+    pub(crate) fn by_index(&self, index: u32) -> Option<&Link> {
+        self.0.get(&index)
+    }
+
     pub(crate) fn by_name(&self, name: &str) -> Option<&Link> {
         self.iter().find(|link| link.name == name)
     }
@@ -52,19 +56,10 @@ fn code(family: Family) -> AddressFamily {
 
 impl Netlink {
     pub(crate) fn links(&mut self) -> Result<Links, KernelError> {
-        Ok(self.dump_links()?.iter().filter_map(|message| parse::link(message)).collect())
-    }
-
-    /// For links whose other ends are in other namespaces, these namespaces' numbers as they are
-    /// here.
-    pub(crate) fn peer_namespaces(&mut self) -> Result<BTreeMap<u32, u32>, KernelError> {
-        Ok(self.dump_links()?.iter().filter_map(|message| parse::peer_namespace(message)).collect())
-    }
-
-    fn dump_links(&mut self) -> Result<Vec<Vec<u8>>, KernelError> {
         let mut question = LinkMessage::default();
         question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        self.dump("list links", &RouteNetlinkMessage::GetLink(question))
+        let found = self.dump("list links", &RouteNetlinkMessage::GetLink(question))?;
+        Ok(found.iter().filter_map(|message| parse::link(message)).collect())
     }
 
     pub(crate) fn addresses(&mut self, family: Family, links: &Links) -> Result<Vec<Address>, KernelError> {

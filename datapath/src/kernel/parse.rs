@@ -94,6 +94,7 @@ pub(crate) fn link(message: &[u8]) -> Option<super::Link> {
         mtu: 0,
         is_up: flags & libc::IFF_UP.cast_unsigned() != 0,
         peer: None,
+        peer_namespace: None,
         rp_filter: None,
     };
     for (kind, value) in attributes(message, LINK_HEADER) {
@@ -102,18 +103,15 @@ pub(crate) fn link(message: &[u8]) -> Option<super::Link> {
             libc::IFLA_IFNAME => link.name = text(&value),
             libc::IFLA_MTU => link.mtu = number(&value).unwrap_or(0),
             libc::IFLA_LINK => link.peer = number(&value),
+            // A negative number is none.
+            libc::IFLA_LINK_NETNSID => {
+                link.peer_namespace = number(&value).filter(|namespace| namespace.cast_signed() >= 0);
+            }
             libc::IFLA_AF_SPEC => link.rp_filter = rp_filter(&value),
             _ => {}
         }
     }
     Some(link)
-}
-
-/// A link's number, and that of the namespace of its other end. A negative one is none.
-pub(super) fn peer_namespace(message: &[u8]) -> Option<(u32, u32)> {
-    let index = number(message.get(4..)?)?;
-    let (_, value) = attributes(message, LINK_HEADER).find(|(kind, _)| *kind == libc::IFLA_LINK_NETNSID)?;
-    Some((index, number(&value).filter(|namespace| namespace.cast_signed() >= 0)?))
 }
 
 fn rp_filter(af_spec: &[u8]) -> Option<i32> {

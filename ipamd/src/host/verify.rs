@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use datapath::host::{self, Change, EgressObservation, Extent, HostWarning};
+use datapath::host::{self, Change, EgressObservation, Extent, HostWarning, Observation};
 use datapath::kernel::{KernelError, Netlink};
 use datapath::monitor::Changed;
 use datapath::pod;
@@ -147,7 +147,7 @@ impl Verifier {
         look: Changed,
     ) -> Result<(), HostFailure> {
         let seen = host::observe(netlink, wanted.family).inspect_err(|_| self.suspected = look)?;
-        let egress = observe_egress(netlink, wanted).inspect_err(|_| self.suspected = look)?;
+        let egress = observe_egress(netlink, &seen, wanted).inspect_err(|_| self.suspected = look)?;
         let now = Instant::now();
         let listed = self.listed().await;
         let broken = match &listed {
@@ -277,6 +277,7 @@ impl Verifier {
 /// What there is of pods' egress, on a node whose pods have some.
 fn observe_egress(
     netlink: &mut Netlink,
+    seen: &Observation,
     wanted: &HostNetwork,
 ) -> Result<Option<EgressObservation>, KernelError> {
     let family = match wanted.family {
@@ -284,7 +285,7 @@ fn observe_egress(
         Family::V4 if wanted.options.egress => Family::V6,
         Family::V4 => return Ok(None),
     };
-    host::observe_egress(netlink, family).map(Some)
+    host::observe_egress(netlink, seen, family).map(Some)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl KernelView {
     }
 
     /// Whether the host has a link of this pod, under whatever prefix.
-    fn has_link_of(&self, pod: &PodName) -> bool {
+    pub(crate) fn has_link_of(&self, pod: &PodName) -> bool {
         let suffix = veth_suffix(pod, 0);
         self.links.iter().any(|link| link.ends_with(&suffix))
     }

@@ -94,9 +94,7 @@ impl<R: StepRunner> PoolTask<R> {
         let gone: Vec<_> = self.pool.allocations().into_iter().filter(is_gone).collect();
         let mut collected = Vec::new();
         for held in gone {
-            let suffix = vpc::veth_suffix(&held.pod, 0);
-            let is_quarantined =
-                !held.pod.is_unknown() && collection.kernel.links.iter().any(|link| link.ends_with(&suffix));
+            let is_quarantined = !held.pod.is_unknown() && collection.kernel.has_link_of(&held.pod);
             let Ok(released) = self.pool.release(&held.key, now) else { continue };
             if is_quarantined {
                 self.pool.undo_release(released.clone());
