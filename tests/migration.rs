@@ -85,11 +85,7 @@ async fn rules_of_others(old: &OldNode) -> Result<Vec<String>> {
 async fn there_and_back(options: Reference) -> Result<()> {
     let old = OldNode::new(options).await?;
     let acted = there_and_back_with(&old).await;
-    if acted.is_err() {
-        eprintln!("{}", old.lab.dump().await);
-    }
-    acted?;
-    old.lab.shutdown().await
+    e2e::end(old.lab, acted).await
 }
 
 async fn there_and_back_with(old: &OldNode) -> Result<()> {

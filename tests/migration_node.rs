@@ -71,7 +71,7 @@ impl OldNode {
             old.on_secondary.push(pod);
         }
         old.wire_second_card(*last).await?;
-        old.write_state()?;
+        write_state(old.node(), old.pods())?;
         let [before, after] = foreign(old.reference.iptables);
         for script in [before, old.reference.script(), after, old.node_port()] {
             old.run(&script).await?;
@@ -266,21 +266,23 @@ impl OldNode {
         self.node().place().ip_batch(&lines).await?;
         pod.place().ip_batch(&format!("link set mNicIf1 up\naddr add {address}/32 dev mNicIf1\n")).await
     }
+}
 
-    fn write_state(&self) -> Result<()> {
-        let allocations = self.pods().map(|pod| {
-            json!({
-                "networkName": "aws-cni",
-                "containerID": pod.container_id(),
-                "ifName": "eth0",
-                "ipv4": pod.address().to_string(),
-                "allocationTimestamp": 1_795_245_887_457_644_830_i64,
-                "metadata": { "k8sPodNamespace": "default", "k8sPodName": pod.name(), "interfacesCount": 1 },
-            })
-        });
-        let state = json!({ "version": "vpc-cni-ipam/1", "allocations": allocations.collect::<Vec<_>>() });
-        std::fs::write(self.node().path(STATE_FILE), format!("{state}\n")).context("write the state file")
-    }
+/// The state file as the reference writes it for pods that it has wired on a node.
+pub(crate) fn write_state<'a>(node: &Node, pods: impl Iterator<Item = &'a Pod>) -> Result<()> {
+    let allocations = pods.map(|pod| {
+        let family = if pod.ip().is_ipv4() { "ipv4" } else { "ipv6" };
+        json!({
+            "networkName": "aws-cni",
+            "containerID": pod.container_id(),
+            "ifName": "eth0",
+            family: pod.ip().to_string(),
+            "allocationTimestamp": 1_795_245_887_457_644_830_i64,
+            "metadata": { "k8sPodNamespace": "default", "k8sPodName": pod.name(), "interfacesCount": 1 },
+        })
+    });
+    let state = json!({ "version": "vpc-cni-ipam/1", "allocations": allocations.collect::<Vec<_>>() });
+    std::fs::write(node.path(STATE_FILE), format!("{state}\n")).context("write the state file")
 }
 
 /// An ENI with addresses for pods, made and attached as the reference does it.

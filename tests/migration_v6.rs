@@ -10,12 +10,11 @@ use e2e::look::{self, Dump, lines};
 use e2e::until;
 use lab::cloud::{AssignIpv6Addresses, CloudBuilder, Request};
 use lab::world::{
-    ECHO_PORT, INTERNET_ECHO, INTERNET_ECHO_V6, IpamdOptions, Lab, Node, Pod, PodSpec, Protocol, STATE_FILE,
-    at, traffic,
+    ECHO_PORT, INTERNET_ECHO, INTERNET_ECHO_V6, IpamdOptions, Lab, Node, Pod, PodSpec, Protocol, at, traffic,
 };
 use serde_json::json;
 
-use crate::migration_node::PATIENCE;
+use crate::migration_node::{PATIENCE, write_state};
 use crate::reference::{Reference, content, foreign};
 use crate::{NFT, is_done, old};
 
@@ -34,11 +33,7 @@ struct OldNode {
 pub(crate) async fn there_and_back() -> Result<()> {
     let old = OldNode::new().await?;
     let acted = there_and_back_with(&old).await;
-    if acted.is_err() {
-        eprintln!("{}", old.lab.dump().await);
-    }
-    acted?;
-    old.lab.shutdown().await
+    e2e::end(old.lab, acted).await
 }
 
 async fn there_and_back_with(old: &OldNode) -> Result<()> {
@@ -144,7 +139,7 @@ impl OldNode {
             this.pods.push(pod);
         }
         node.place().exec_with(&["sh", "-e"], Some(&this.script)).await?;
-        this.write_state()?;
+        write_state(this.node(), this.pods.iter())?;
         for place in this.pods.iter().map(Pod::place).chain([node.place()]) {
             until("the kernel is sure of all addresses", PATIENCE, || async {
                 Ok(place.exec(&["ip", "-6", "addr", "show", "tentative"]).await?.trim().is_empty())
@@ -160,21 +155,6 @@ impl OldNode {
 
     async fn rules(&self) -> Result<Vec<String>> {
         Ok(content(&self.node().exec(&[&format!("{NFT}-save")]).await?))
-    }
-
-    fn write_state(&self) -> Result<()> {
-        let allocations = self.pods.iter().map(|pod| {
-            json!({
-                "networkName": "aws-cni",
-                "containerID": pod.container_id(),
-                "ifName": "eth0",
-                "ipv6": pod.ip().to_string(),
-                "allocationTimestamp": 1_795_245_887_457_644_830_i64,
-                "metadata": { "k8sPodNamespace": "default", "k8sPodName": pod.name(), "interfacesCount": 1 },
-            })
-        });
-        let state = json!({ "version": "vpc-cni-ipam/1", "allocations": allocations.collect::<Vec<_>>() });
-        std::fs::write(self.node().path(STATE_FILE), format!("{state}\n")).context("write the state file")
     }
 }
 

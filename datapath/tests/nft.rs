@@ -191,15 +191,7 @@ fn a_stream_that_nobody_answers_goes_on_as_it_began_when_the_options_change() {
     ] {
         let wires = Wires::new();
         // Connections are tracked whatever our options, as kube-proxy makes the kernel do.
-        wires.node.space.feed(
-            "nft -f -",
-            "table ip services {
-                chain pre {
-                    type nat hook prerouting priority dstnat
-                    ip daddr 172.20.0.1 udp dport 53 dnat to 10.0.200.1:9000
-                }
-            }\n",
-        );
+        add_services(&wires.node);
         wires.node.converge(before);
         let (pod, outside) = (socket(&wires.pod, POD), socket(&wires.node.vpc, OUTSIDE));
         let sees = || {
@@ -215,10 +207,9 @@ fn a_stream_that_nobody_answers_goes_on_as_it_began_when_the_options_change() {
     }
 }
 
-#[test]
-fn a_service_is_judged_by_where_its_connection_really_goes() {
-    let wires = Wires::new();
-    wires.node.space.feed(
+/// Two services as kube-proxy leads to them: one of a pod in the VPC, one of somebody outside.
+fn add_services(node: &Node) {
+    node.space.feed(
         "nft -f -",
         "table ip services {
             chain pre {
@@ -228,6 +219,12 @@ fn a_service_is_judged_by_where_its_connection_really_goes() {
             }
         }\n",
     );
+}
+
+#[test]
+fn a_service_is_judged_by_where_its_connection_really_goes() {
+    let wires = Wires::new();
+    add_services(&wires.node);
     let pod = socket(&wires.pod, POD);
 
     let (seen, answered) = exchange(&pod, &socket(&wires.node.vpc, INSIDE), "172.20.0.1:53");

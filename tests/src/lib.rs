@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use lab::world::Lab;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// How long a scenario may take; one that waits for a state that never comes ends here.
@@ -27,6 +28,18 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// Scenarios that run side by side unless `--test-threads` says otherwise: most of their time
 /// they wait for each other's processes or for a period in which nothing may happen.
 const SIDE_BY_SIDE: usize = 4;
+
+/// Ends a lab on which `outcome` was reached; after a failure tells everything that there is to see.
+///
+/// # Errors
+/// That of `outcome`, or of the end.
+pub async fn end(lab: Lab, outcome: Result<()>) -> Result<()> {
+    if outcome.is_err() {
+        eprintln!("{}", lab.dump().await);
+    }
+    outcome?;
+    lab.shutdown().await
+}
 
 type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<()>>>> + Send>;
 

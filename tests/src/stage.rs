@@ -42,11 +42,7 @@ pub struct Stage {
 pub async fn on(setting: Setting, act: impl AsyncFnOnce(&mut Stage) -> Result<()>) -> Result<()> {
     let mut stage = setting.set().await.context("set the stage")?;
     let outcome = act(&mut stage).await;
-    if outcome.is_err() {
-        eprintln!("{}", stage.lab.dump().await);
-    }
-    outcome?;
-    stage.lab.shutdown().await
+    crate::end(stage.lab, outcome).await
 }
 
 /// What the stage is to be.

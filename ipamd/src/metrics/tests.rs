@@ -49,22 +49,7 @@ fn eni(id: &str, device: u8, assigned: u8) -> EniReport {
 }
 
 fn wants() -> Wants {
-    Wants {
-        mode: "prefixes",
-        warm_eni: 1,
-        warm_prefix: 1,
-        warm_ip: 0,
-        minimum_ip: 0,
-        eni_limit: 3,
-        is_eni_limit_configured: false,
-        address_limit: 27,
-        max_pods: 29,
-        missing: 0,
-        surplus: 0,
-        surplus_goes_at: None,
-        may_provision: true,
-        is_cordoned: false,
-    }
+    Wants { mode: "prefixes", warm_prefix: 1, ..Wants::of_three_enis() }
 }
 
 fn subnet() -> SubnetReport {

@@ -104,6 +104,29 @@ pub(crate) struct Wants {
     pub(crate) is_cordoned: bool,
 }
 
+#[cfg(test)]
+impl Wants {
+    /// A node of three ENIs with nine single addresses each that holds what it wants.
+    pub(crate) fn of_three_enis() -> Self {
+        Self {
+            mode: "secondary IPs",
+            warm_eni: 1,
+            warm_prefix: 0,
+            warm_ip: 0,
+            minimum_ip: 0,
+            eni_limit: 3,
+            is_eni_limit_configured: false,
+            address_limit: 27,
+            max_pods: 29,
+            missing: 0,
+            surplus: 0,
+            surplus_goes_at: None,
+            may_provision: true,
+            is_cordoned: false,
+        }
+    }
+}
+
 /// Something that the planner would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HeldBack {

@@ -67,7 +67,7 @@ fn report() -> Report {
             stats: Stats::default(),
             enis: vec![eni],
             pinned: vec![held("dddddddd44", "default", "lost", 44)],
-            wants: wants(),
+            wants: Wants::of_three_enis(),
             held_back: Vec::new(),
             subnets: Vec::new(),
         },
@@ -91,25 +91,6 @@ fn report() -> Report {
         }],
         releases: vec![release("aaaaaaaa00", "before", 4, 60), release("aaaaaaaa01", "gone", 4, 10)],
         is_draining: false,
-    }
-}
-
-fn wants() -> Wants {
-    Wants {
-        mode: "secondary IPs",
-        warm_eni: 1,
-        warm_prefix: 0,
-        warm_ip: 0,
-        minimum_ip: 0,
-        eni_limit: 3,
-        is_eni_limit_configured: false,
-        address_limit: 27,
-        max_pods: 29,
-        missing: 0,
-        surplus: 0,
-        surplus_goes_at: None,
-        may_provision: true,
-        is_cordoned: false,
     }
 }
 
