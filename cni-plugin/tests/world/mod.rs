@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use proto::node::node_server::{Node, NodeServer};
 use proto::node::{
-    CollectReply, CollectRequest, ReadinessReply, ReadinessRequest, StatusReply, StatusRequest, WhyReply,
-    WhyRequest,
+    CollectReply, CollectRequest, ConfirmReply, ConfirmRequest, ReadinessReply, ReadinessRequest,
+    StatusReply, StatusRequest, WhyReply, WhyRequest,
 };
 use proto::rpc::cni_backend_server::{CniBackend, CniBackendServer};
 use proto::rpc::{
@@ -251,6 +251,10 @@ impl CniBackend for Fake {
 impl Node for Fake {
     async fn readiness(&self, _: Request<ReadinessRequest>) -> Result<Response<ReadinessReply>, Status> {
         Ok(Response::new(self.node.clone().unwrap_or_default()))
+    }
+
+    async fn confirm(&self, _: Request<ConfirmRequest>) -> Result<Response<ConfirmReply>, Status> {
+        Err(Status::unimplemented("this daemon confirms no ADD"))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {

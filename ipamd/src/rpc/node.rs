@@ -3,8 +3,8 @@
 
 use proto::node::node_server::{Node, NodeServer};
 use proto::node::{
-    CollectReply, CollectRequest, Collected, ReadinessReply, ReadinessRequest, StatusReply, StatusRequest,
-    WhyReply, WhyRequest,
+    CollectReply, CollectRequest, Collected, ConfirmReply, ConfirmRequest, ReadinessReply, ReadinessRequest,
+    StatusReply, StatusRequest, WhyReply, WhyRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -29,6 +29,10 @@ impl Node for Services {
             }
         };
         Ok(Response::new(reply))
+    }
+
+    async fn confirm(&self, _: Request<ConfirmRequest>) -> Result<Response<ConfirmReply>, Status> {
+        Err(Status::unimplemented("this daemon confirms no ADD"))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {

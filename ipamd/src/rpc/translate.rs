@@ -33,6 +33,7 @@ pub(super) fn assigned(
         vp_cv4_cid_rs,
         vp_cv6_cid_rs,
         network_policy_mode: facts.network_policy_mode.clone(),
+        already_assigned: !assignment.is_new,
         ..AddNetworkReply::default()
     }
 }
